@@ -6,6 +6,7 @@ what differs from them. A value that the reference does not implement is refused
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -166,7 +167,7 @@ class _Reader:
             scales = tuple(int(p) for p in value)
         except (TypeError, ValueError):
             raise _unsupported(self.where, key, value, "a list of whole numbers") from None
-        increasing = all(a < b for a, b in zip(scales, scales[1:], strict=False))
+        increasing = all(a < b for a, b in itertools.pairwise(scales))
         if len(scales) < 2 or scales[0] != 1 or not increasing:
             raise _unsupported(self.where, key, list(scales), "increasing sides that start at 1, two scales or more")
         return scales

@@ -1,0 +1,180 @@
+"""Finds and reads a HART checkpoint in the published layout, or a recorded run, into the reference model.
+
+`llm/` holds config.json and the transformer's weights, `tokenizer/` the autoencoder's (keys prefixed `vae.`), and a
+text-model folder lies beside them or is named. Pickles are read weights-only.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from hart_edge.runtime.errors import CheckpointError
+
+from .reference.config import AutoencoderConfig, TransformerConfig
+from .reference.hart import HartReference
+
+State = dict[str, Tensor]
+
+# The published sampler uses the averaged weights, so they come first.
+_TRANSFORMER_FILES = ("ema_model.safetensors", "ema_model.bin", "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+_AUTOENCODER_FILES = _TRANSFORMER_FILES[2:]
+# Buffers that follow from the config, and keys that only training uses.
+_REBUILT = re.compile(r"^(lvl_1L|attn_bias_for_masking|blocks\.\d+\.attn\.zero_k_bias|vae\.quantize\.ema_vocab_hit_SV|disc\..*)$")
+_REMOTE = re.compile(r"^[\w.-]+/[\w.-]+$")
+
+
+@dataclass
+class Checkpoint:
+    """A checkpoint's configuration and weights, keys as published."""
+
+    name: str
+    transformer: TransformerConfig
+    autoencoder: AutoencoderConfig
+    transformer_state: State
+    autoencoder_state: State
+    text_model: Path | None
+
+    def reference(self) -> HartReference:
+        """Build the reference model; CheckpointError lists every missing, unexpected and wrongly shaped key at once."""
+        with torch.device("meta"):
+            model = HartReference(self.transformer, self.autoencoder)
+        problems = [*_problems(model.transformer, self.transformer_state, ""), *_problems(model.vae, self.autoencoder_state, "vae.")]
+        if problems:
+            raise CheckpointError(
+                f"{self.name} does not fit its configuration: {'; '.join(problems)}.",
+                "Take weights and config.json from the same checkpoint.",
+            )
+        _assign(model.transformer, self.transformer_state, "")
+        _assign(model.vae, self.autoencoder_state, "vae.")
+        return model.eval().requires_grad_(False)
+
+
+def load_checkpoint(source: str | Path, text_model: str | Path | None = None) -> Checkpoint:
+    """Read a checkpoint.
+
+    Args:
+        source: a folder in the published layout, or a name on the model hub, which is then fetched.
+        text_model: folder or hub name of the text model; None looks for one inside `source`.
+    """
+    root = resolve(source, ["llm/*", "tokenizer/*", "*/config.json"])
+    for part in ("llm", "tokenizer"):
+        if not (root / part / "config.json").is_file():
+            raise CheckpointError(
+                f"{root} has no {part}/config.json.", "Expected the published layout: llm/, tokenizer/ and a text-model folder."
+            )
+    text = resolve(text_model) if text_model is not None else _find_text_model(root)
+    return Checkpoint(
+        name=str(source),
+        transformer=TransformerConfig.from_dict(_read_json(root / "llm" / "config.json")),
+        autoencoder=AutoencoderConfig.from_dict(_read_json(root / "tokenizer" / "config.json")),
+        transformer_state=_read_weights(root / "llm", _TRANSFORMER_FILES),
+        autoencoder_state=_read_weights(root / "tokenizer", _AUTOENCODER_FILES),
+        text_model=text,
+    )
+
+
+def load_recorded_checkpoint(folder: Path) -> tuple[Checkpoint, dict[str, Any]]:
+    """The checkpoint of a recorded run (`config.json`, `transformer.safetensors`, `vae.safetensors`) and its call settings."""
+    config = _read_json(folder / "config.json")
+    missing = [key for key in ("transformer", "vae", "call") if key not in config]
+    if missing:
+        raise CheckpointError(f"{folder / 'config.json'} lacks {missing}.", "Expected a recorded run: see docs/recordings.md.")
+    checkpoint = Checkpoint(
+        name=str(folder),
+        transformer=TransformerConfig.from_dict(config["transformer"], f"{folder}/config.json: transformer"),
+        autoencoder=AutoencoderConfig.from_dict(config["vae"], f"{folder}/config.json: vae"),
+        transformer_state=_read_weights(folder, ("transformer.safetensors",)),
+        autoencoder_state=_read_weights(folder, ("vae.safetensors",)),
+        text_model=None,
+    )
+    return checkpoint, config["call"]
+
+
+def resolve(source: str | Path, patterns: list[str] | None = None) -> Path:
+    """A folder as it is; a hub name (`owner/name`) fetched into the local cache."""
+    path = Path(source)
+    if path.is_dir():
+        return path
+    if not _REMOTE.match(str(source)):
+        raise CheckpointError(f"{source} is neither a folder nor a model-hub name (owner/name).", "Check the path.")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(source), allow_patterns=patterns))
+    except Exception as error:  # the hub client raises many kinds, network errors among them
+        raise CheckpointError(
+            f"{source} is no folder here and cannot be fetched from the model hub: {error}", "Check the name and the network."
+        ) from error
+
+
+def _find_text_model(root: Path) -> Path | None:
+    """The one subfolder whose config.json says qwen2."""
+    found = [c.parent for c in sorted(root.glob("*/config.json")) if _read_json(c).get("model_type") == "qwen2"]
+    if len(found) > 1:
+        raise CheckpointError(f"{root} holds several text models: {[str(f) for f in found]}.", "Name one with --text-model.")
+    return found[0] if found else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}.", "Download it again.") from error
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{path} is not a JSON object.", "Download it again.")
+    return raw
+
+
+def _read_weights(folder: Path, names: tuple[str, ...]) -> State:
+    path = next((folder / name for name in names if (folder / name).is_file()), None)
+    if path is None:
+        raise CheckpointError(f"{folder} has no weights; looked for {', '.join(names)}.", "Download it again.")
+    if path.name.endswith(".index.json"):
+        shards = sorted(set(_read_json(path)["weight_map"].values()))
+        return {key: tensor for shard in shards for key, tensor in _read_file(folder / shard).items()}
+    return _read_file(path)
+
+
+def _read_file(path: Path) -> State:
+    try:
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read as plain weights: {str(error).splitlines()[0]}", "Download it again, or convert it to safetensors."
+        ) from error
+    strange = (
+        {key: type(value).__name__ for key, value in state.items() if not isinstance(value, Tensor)}
+        if isinstance(state, Mapping)
+        else {"": type(state).__name__}
+    )
+    if strange:
+        raise CheckpointError(f"{path} holds more than tensors: {strange}.", "Save the plain state dict.")
+    return {key: tensor for key, tensor in state.items() if not _REBUILT.match(key)}
+
+
+def _problems(module: nn.Module, state: State, prefix: str) -> list[str]:
+    want = {prefix + key: tuple(value.shape) for key, value in module.state_dict().items()}
+    missing, unexpected = sorted(set(want) - set(state)), sorted(set(state) - set(want))
+    shapes = [
+        f"{key} has {list(state[key].shape)}, expected {list(want[key])}"
+        for key in want
+        if key in state and tuple(state[key].shape) != want[key]
+    ]
+    return [
+        f"{kind}: {', '.join(keys)}" for kind, keys in (("missing", missing), ("unexpected", unexpected), ("wrong shape", shapes)) if keys
+    ]
+
+
+def _assign(module: nn.Module, state: State, prefix: str) -> None:
+    module.load_state_dict({key.removeprefix(prefix): tensor.float() for key, tensor in state.items()}, assign=True)

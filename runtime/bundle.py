@@ -1,0 +1,201 @@
+"""The bundle: a folder of engines, weights and tokenizer with a manifest. Reads and checks it; runs nothing.
+
+Data only: no pickles, no code. Every file is named in the manifest with its size and SHA-256; names stay inside the
+folder.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from .engine import Array
+from .errors import BundleError
+from .files import sha256_of
+from .noise import NOISE_VERSION
+from .spec import ENGINES, ModelSpec
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+CERTIFICATE = "accuracy.json"
+WEIGHTS = "weights.safetensors"
+PRECISIONS = ("fp32", "fp16")
+_REEXPORT = "Export the bundle again with `hart-edge export`."
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class TextSpec:
+    """Text side of a bundle: pad token id of the tokenizer and the hash of the system prompt, if one is baked in."""
+
+    pad_token_id: int
+    system_prompt_sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Contents of `manifest.json`; see `to_json` for the keys."""
+
+    model: ModelSpec
+    precision: str
+    engines: dict[str, str]
+    files: dict[str, FileEntry]
+    text: TextSpec | None
+    source: dict[str, str] = field(default_factory=dict)
+    tools: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "schema": SCHEMA,
+            "noise": NOISE_VERSION,
+            "precision": self.precision,
+            "model": self.model.to_json(),
+            "text": None if self.text is None else vars(self.text),
+            "engines": self.engines,
+            "files": {name: vars(entry) for name, entry in self.files.items()},
+            "source": self.source,
+            "tools": self.tools,
+        }
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> Manifest:
+        """Parse and validate; BundleError says which part is wrong."""
+        _check_versions(raw)
+        try:
+            manifest = cls(
+                model=ModelSpec.from_json(raw["model"]),
+                precision=raw["precision"],
+                engines=dict(raw["engines"]),
+                files={str(name): FileEntry(int(entry["bytes"]), str(entry["sha256"])) for name, entry in raw["files"].items()},
+                text=None if raw["text"] is None else TextSpec(**raw["text"]),
+                source=dict(raw["source"]),
+                tools=dict(raw["tools"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise BundleError(f"{MANIFEST} is malformed: {type(error).__name__}: {error}.", _REEXPORT) from error
+        manifest._check()
+        return manifest
+
+    def _check(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise BundleError(f"{MANIFEST}: precision {self.precision!r}; expected one of {PRECISIONS}.", _REEXPORT)
+        missing = [name for name in ENGINES[1:] if name not in self.engines]
+        foreign = [file for file in self.engines.values() if file not in self.files]
+        if missing or foreign or WEIGHTS not in self.files:
+            raise BundleError(
+                f"{MANIFEST}: engines missing: {missing}; engine files not listed: {foreign}; {WEIGHTS} must be listed.", _REEXPORT
+            )
+        for name in self.files:
+            _check_name(name)
+
+
+class Bundle:
+    """An opened bundle folder.
+
+    Args:
+        root: the folder.
+        check_files: compare every file's SHA-256 with the manifest (sizes are always compared).
+    """
+
+    def __init__(self, root: Path | str, check_files: bool = True) -> None:
+        self.root = Path(root)
+        self.manifest = _read_manifest(self.root)
+        damaged = self.damage(hashes=check_files)
+        if damaged:
+            raise BundleError(
+                f"bundle {self.root} is damaged: {'; '.join(damaged.values())}.", "Copy it again from its source or export it again."
+            )
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.manifest.model
+
+    def file(self, name: str) -> Path:
+        """Path of a file that the manifest lists."""
+        if name not in self.manifest.files:
+            raise BundleError(f"{MANIFEST} of {self.root} does not list {name}.", _REEXPORT)
+        return self.root / name
+
+    def engine(self, name: str) -> Path:
+        """Path of an engine's ONNX file; BundleError when the bundle was made without it."""
+        if name not in self.manifest.engines:
+            raise BundleError(
+                f"bundle {self.root} has no {name} engine.", "Export it with a text model: `hart-edge export … --text-model …`."
+            )
+        return self.file(self.manifest.engines[name])
+
+    def damage(self, hashes: bool = True) -> dict[str, str]:
+        """Files that are missing or differ from the manifest, with the reason; empty when all is well."""
+        with ThreadPoolExecutor() as pool:
+            reasons = pool.map(lambda item: _damage(self.root, *item, hashes), self.manifest.files.items())
+        return {name: reason for name, reason in zip(self.manifest.files, reasons, strict=True) if reason}
+
+    def constants(self, *names: str) -> dict[str, Array]:
+        """Named tensors of the weights file."""
+        try:
+            with safe_open(self.file(WEIGHTS), framework="numpy") as file:
+                return {name: file.get_tensor(name) for name in names}
+        except (SafetensorError, OSError) as error:
+            raise BundleError(f"{self.root / WEIGHTS}: {error}.", _REEXPORT) from error
+
+    @property
+    def bytes(self) -> int:
+        """Size of all listed files."""
+        return sum(entry.bytes for entry in self.manifest.files.values())
+
+
+def _read_manifest(root: Path) -> Manifest:
+    path = root / MANIFEST
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        what = "does not exist" if not root.exists() else f"has no {MANIFEST}"
+        raise BundleError(f"bundle {root} {what}.", "Make one with `hart-edge export CHECKPOINT -o BUNDLE`.") from None
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} cannot be read: {error}.", _REEXPORT) from error
+    if not isinstance(raw, dict):
+        raise BundleError(f"{path} is not a JSON object.", _REEXPORT)
+    return Manifest.from_json(raw)
+
+
+def _check_versions(raw: Mapping[str, Any]) -> None:
+    if raw.get("schema") != SCHEMA:
+        raise BundleError(f"{MANIFEST}: schema {raw.get('schema')!r}; this hart-edge reads schema {SCHEMA}.", _REEXPORT)
+    if raw.get("noise") != NOISE_VERSION:
+        raise BundleError(f"{MANIFEST}: noise {raw.get('noise')!r}; this hart-edge makes {NOISE_VERSION!r}.", _REEXPORT)
+
+
+def _check_name(name: str) -> None:
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith("/") or ".." in parts or "\\" in name or ":" in name or "\0" in name:
+        raise BundleError(
+            f"{MANIFEST}: file name {name!r} leaves the bundle folder.", "Do not use this bundle; get it from a source you trust."
+        )
+
+
+def _damage(root: Path, name: str, entry: FileEntry, hashes: bool) -> str:
+    path = root / name
+    try:
+        if not path.resolve().is_relative_to(root.resolve()):
+            return f"{name} is a link that leaves the folder"
+        size = path.stat().st_size
+        if size != entry.bytes:
+            return f"{name} has {size} bytes, the manifest says {entry.bytes}"
+        if hashes and sha256_of(path) != entry.sha256:
+            return f"{name} has another SHA-256 than the manifest says"
+    except FileNotFoundError:
+        return f"{name} is missing"
+    except OSError as error:
+        return f"{name} cannot be read: {error.strerror or error}"
+    return ""

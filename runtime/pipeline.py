@@ -1,0 +1,212 @@
+"""Prompt to picture: composes tokenizer, engines, scale loop and decoder. The door for applications.
+
+with Pipeline.load("bundle") as pipe:
+    image = pipe.generate("a lighthouse at dusk", seed=1)
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from .backends import open_engine
+from .bundle import Bundle
+from .certificate import read_certificate
+from .diffusion import ResidualDiffusion
+from .engine import Engine
+from .errors import BundleError, HartWarning, InputError
+from .image import to_image
+from .noise import NOISE_VERSION, Float32, Noise, PhiloxNoise
+from .options import Options, check_seed
+from .sampling import Int64
+from .scale_loop import ScaleLoop
+from .spec import CODEBOOK, UNCONDITIONAL_K, UNCONDITIONAL_V, ModelSpec
+from .timing import StageTimes
+from .tokenizer import PromptTokenizer
+from .transformer import Conditioning, ScaleTransformer
+from .transition import Transition
+
+
+@dataclass(frozen=True)
+class Step:
+    """What `Pipeline.stream` yields after every scale.
+
+    Attributes:
+        scale, scales: number of this scale, from 0, and how many there are.
+        patch_num: its side p.
+        tokens: [B, p²] int64.
+        f_hat: the latent so far, [B, Z, G, G] float32.
+        images: the finished pictures, after the last scale only.
+    """
+
+    scale: int
+    scales: int
+    patch_num: int
+    tokens: Int64
+    f_hat: Float32
+    _pipeline: Pipeline = field(repr=False)
+    _recipes: list[dict[str, Any]] = field(repr=False)
+    images: list[Image.Image] | None = None
+
+    def previews(self) -> list[Image.Image]:
+        """Pictures decoded from this scale's f_hat, one per prompt; costs one decoder run."""
+        if self.images is not None:
+            return self.images
+        pixels = self._pipeline.decode(self.f_hat)
+        return [to_image(p, recipe | {"preview_of_scale": self.scale}) for p, recipe in zip(pixels, self._recipes, strict=True)]
+
+    def preview(self) -> Image.Image:
+        """The first prompt's preview."""
+        return self.previews()[0]
+
+
+class Pipeline:
+    """A loaded bundle. A context manager: leaving it frees the engines."""
+
+    def __init__(self, bundle: Bundle, engines: dict[str, Engine]) -> None:
+        self.bundle, self.engines = bundle, engines
+        self.spec: ModelSpec = bundle.spec
+        constants = bundle.constants(CODEBOOK, UNCONDITIONAL_K, UNCONDITIONAL_V)
+        transformer = ScaleTransformer(self.spec, engines["context"], engines["transformer"], constants)
+        diffusion = ResidualDiffusion(self.spec, engines["residual_condition"], engines["residual_step"])
+        self.loop = ScaleLoop(self.spec, transformer, Transition(self.spec, engines["transition"]), diffusion, constants)
+        self._tokenizer = _open_tokenizer(bundle)
+
+    @classmethod
+    def load(
+        cls, path: Path | str, *, backend: str = "auto", require_verified: bool = False, check_files: bool = True, threads: int = 0
+    ) -> Pipeline:
+        """Open a bundle folder.
+
+        Args:
+            path: the bundle.
+            backend: "auto" or "cpu".
+            require_verified: refuse a bundle without a valid certificate (otherwise HartWarning says so).
+            check_files: compare every file's SHA-256 with the manifest first.
+            threads: CPU threads per operator, 0 for one per core.
+
+        Raises BundleError or EngineError, with the remedy.
+        """
+        bundle = Bundle(path, check_files=check_files)
+        certificate = read_certificate(bundle.root)
+        if not certificate.valid:
+            message = f"bundle {bundle.root} is {certificate.summary}."
+            hint = "Run `hart-edge verify BUNDLE --checkpoint CHECKPOINT`."
+            if require_verified:
+                raise BundleError(message, hint)
+            warnings.warn(f"{message} {hint}", HartWarning, stacklevel=2)
+        engines: dict[str, Engine] = {}
+        try:
+            for name in bundle.manifest.engines:
+                engines[name] = open_engine(bundle.engine(name), name, backend, threads)
+            return cls(bundle, engines)
+        except BaseException:
+            _close_all(engines)
+            raise
+
+    def generate(self, prompt: str, *, seed: int = 0, options: Options | None = None, times: StageTimes | None = None) -> Image.Image:
+        """One picture. `image.info` holds its recipe; `save_png` writes it to the file."""
+        return self.generate_batch([prompt], seeds=[seed], options=options, times=times)[0]
+
+    def generate_batch(
+        self, prompts: Sequence[str], *, seeds: Sequence[int], options: Options | None = None, times: StageTimes | None = None
+    ) -> list[Image.Image]:
+        """One picture per prompt and seed, computed together."""
+        *_, last = self.stream(prompts, seeds=seeds, options=options, times=times)
+        return last.previews()
+
+    def stream(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        seed: int = 0,
+        seeds: Sequence[int] | None = None,
+        options: Options | None = None,
+        times: StageTimes | None = None,
+    ) -> Iterator[Step]:
+        """Yield a Step after every scale; the last one carries the pictures. Closing the generator cancels.
+
+        Args:
+            prompts: one prompt or several.
+            seed: of the first picture; picture j of several gets seed + j.
+            seeds: one seed per prompt, in place of `seed`.
+            options: settings; None for the defaults.
+            times: filled with the seconds of every stage.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        if not prompts:
+            raise InputError("no prompts were given; expected one or more.")
+        seeds = [seed + j for j in range(len(prompts))] if seeds is None else list(seeds)
+        if len(seeds) != len(prompts):
+            raise InputError(f"{len(seeds)} seeds for {len(prompts)} prompts; expected one seed per prompt.")
+        noise = PhiloxNoise(seeds)
+        return self._stream(prompts, seeds, options or Options(), noise, times or StageTimes())
+
+    def _stream(self, prompts: list[str], seeds: list[int], options: Options, noise: Noise, times: StageTimes) -> Iterator[Step]:
+        conditioning = self.encode_text(prompts, times)
+        settings = asdict(replace(options, diffusion_steps=options.diffusion_steps or self.spec.diffusion_steps))
+        common = {
+            "settings": settings,
+            "noise": NOISE_VERSION,
+            "precision": self.bundle.manifest.precision,
+            "bundle": self.bundle.root.name,
+        }
+        recipes = [{"prompt": prompt, "seed": check_seed(seed), **common} for prompt, seed in zip(prompts, seeds, strict=True)]
+        for result in self.loop.run(conditioning, options, noise, times):
+            images = None
+            if result.scale == self.spec.scales - 1:
+                with times("decoder"):
+                    images = [to_image(p, recipe) for p, recipe in zip(self.decode(result.f_hat), recipes, strict=True)]
+            side = self.spec.patch_nums[result.scale]
+            yield Step(result.scale, self.spec.scales, side, result.tokens, result.f_hat, self, recipes, images)
+
+    def encode_text(self, prompts: Sequence[str], times: StageTimes | None = None) -> Conditioning:
+        """Prompts → conditioning; HartWarning shows what a prompt longer than T tokens loses."""
+        if self._tokenizer is None:
+            self.bundle.engine("text_encoder")  # raises, with the remedy
+            raise BundleError(f"bundle {self.bundle.root} has no tokenizer.", "Export it again.")
+        tokens = self._tokenizer.encode(prompts)
+        for dropped in filter(None, tokens.dropped):
+            warnings.warn(f"the prompt is longer than {self.spec.context_tokens} tokens; dropped: {dropped!r}", HartWarning, stacklevel=2)
+        engine = self.engines["text_encoder"]
+        hidden = np.empty((len(prompts), self.spec.context_tokens, self.spec.context_dim), engine.outputs["context"].dtype)
+        with (times or StageTimes())("text_encoder"):
+            engine.run({"input_ids": tokens.ids, "attention_mask": tokens.mask}, {"context": hidden})
+        return Conditioning(hidden, tokens.position_ids)
+
+    def decode(self, f_hat: Float32) -> npt.NDArray[np.uint8]:
+        """f_hat [B, Z, G, G] → pixels [B, H, W, 3] uint8."""
+        side = self.spec.image_size
+        pixels = np.empty((f_hat.shape[0], side, side, 3), np.uint8)
+        self.engines["decoder"].run({"f_hat": f_hat}, {"image": pixels})
+        return pixels
+
+    def close(self) -> None:
+        """Free all engines; may be called twice."""
+        _close_all(self.engines)
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _open_tokenizer(bundle: Bundle) -> PromptTokenizer | None:
+    text = bundle.manifest.text
+    if text is None:
+        return None
+    return PromptTokenizer(bundle.file("tokenizer.json"), text.pad_token_id, bundle.spec.context_tokens)
+
+
+def _close_all(engines: dict[str, Engine]) -> None:
+    for engine in engines.values():
+        engine.close()

@@ -1,0 +1,83 @@
+"""Drives the transformer engine scale by scale. Knows nothing of sampling or pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from .engine import Array, Engine
+from .kv_cache import KVCache
+from .noise import Float32
+from .rotary import image_tables, text_tables
+from .spec import UNCONDITIONAL_K, UNCONDITIONAL_V, ModelSpec
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """Text conditioning of B prompts.
+
+    Attributes:
+        hidden: [B, T, Ct], the text encoder's output, padded positions included.
+        position_ids: [B, T] int64, `cumsum(mask) − 1`.
+    """
+
+    hidden: Array
+    position_ids: npt.NDArray[np.int64]
+
+    @property
+    def batch(self) -> int:
+        return int(self.hidden.shape[0])
+
+
+class ScaleTransformer:
+    """Text in, then one `step` per scale.
+
+    At scale 0 only the B conditional rows run: its guidance weight is 0 and the unconditional rows' keys and values
+    are constants. From scale 1 on there are 2B rows, conditional first.
+    """
+
+    def __init__(self, spec: ModelSpec, context: Engine, transformer: Engine, constants: dict[str, Array]) -> None:
+        self.spec, self._context, self._engine, self._constants = spec, context, transformer, constants
+
+    def begin(self, conditioning: Conditioning) -> Array:
+        """Start a batch; returns the input of scale 0, [B, T, C]."""
+        spec, batch = self.spec, conditioning.batch
+        dtype = self._engine.inputs["x"].dtype
+        self._cache = KVCache(spec, batch, dtype, self._constants[UNCONDITIONAL_K], self._constants[UNCONDITIONAL_V])
+        self._positions = conditioning.position_ids
+        self._offset = np.concatenate([conditioning.position_ids[:, -1], np.zeros(batch, np.int64)])
+        self._batch = batch
+        x = np.empty((batch, spec.context_tokens, spec.width), dtype)
+        self._head = {name: np.empty((2 * batch, 1, spec.width), dtype) for name in ("head_scale", "head_shift")}
+        hidden = conditioning.hidden.astype(self._context.inputs["context"].dtype, copy=False)
+        self._context.run({"context": hidden}, {"x": x, **self._head})
+        return x
+
+    def step(self, scale: int, x: Array) -> tuple[Array, Float32]:
+        """x [R, L, C] → hidden [R, L, C] and logits [R, L, V] float32; R = B at scale 0, else 2B."""
+        rows, tokens, _ = x.shape
+        cos, sin = self._tables(scale)
+        position = np.full(rows, self._cache.length, np.int64)
+        cache_in, cache_out = self._cache.bindings(rows)
+        hidden = np.empty_like(x)
+        logits = np.empty((rows, tokens, self.spec.codebook_size), np.float32)
+        inputs = {
+            "x": x,
+            "rope_cos": cos.astype(x.dtype, copy=False),
+            "rope_sin": sin.astype(x.dtype, copy=False),
+            "position": position,
+            "length": position + tokens,
+            **{name: value[:rows] for name, value in self._head.items()},
+            **cache_in,
+        }
+        self._engine.run(inputs, {"hidden": hidden, "logits": logits, **cache_out})
+        self._cache.advance(tokens)
+        return hidden, logits
+
+    def _tables(self, scale: int) -> tuple[Float32, Float32]:
+        spec = self.spec
+        if scale == 0:
+            return text_tables(self._positions, spec.head_dim)
+        return image_tables(spec.patch_nums[scale], spec.grid, self._offset, spec.head_dim)
