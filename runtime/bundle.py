@@ -105,13 +105,13 @@ class Bundle:
 
     Args:
         root: the folder.
-        check_files: compare every file's SHA-256 with the manifest (sizes are always compared).
+        check_files: compare every file's size and SHA-256 with the manifest; BundleError names what differs.
     """
 
     def __init__(self, root: Path | str, check_files: bool = True) -> None:
         self.root = Path(root)
         self.manifest = _read_manifest(self.root)
-        damaged = self.damage(hashes=check_files)
+        damaged = self.damage() if check_files else {}
         if damaged:
             raise BundleError(
                 f"bundle {self.root} is damaged: {'; '.join(damaged.values())}.", "Copy it again from its source or export it again."
@@ -135,10 +135,10 @@ class Bundle:
             )
         return self.file(self.manifest.engines[name])
 
-    def damage(self, hashes: bool = True) -> dict[str, str]:
+    def damage(self) -> dict[str, str]:
         """Files that are missing or differ from the manifest, with the reason; empty when all is well."""
         with ThreadPoolExecutor() as pool:
-            reasons = pool.map(lambda item: _damage(self.root, *item, hashes), self.manifest.files.items())
+            reasons = pool.map(lambda name: _damage(self.root, name, self.manifest.files[name]), self.manifest.files)
         return {name: reason for name, reason in zip(self.manifest.files, reasons, strict=True) if reason}
 
     def constants(self, *names: str) -> dict[str, Array]:
@@ -184,7 +184,7 @@ def _check_name(name: str) -> None:
         )
 
 
-def _damage(root: Path, name: str, entry: FileEntry, hashes: bool) -> str:
+def _damage(root: Path, name: str, entry: FileEntry) -> str:
     path = root / name
     try:
         if not path.resolve().is_relative_to(root.resolve()):
@@ -192,7 +192,7 @@ def _damage(root: Path, name: str, entry: FileEntry, hashes: bool) -> str:
         size = path.stat().st_size
         if size != entry.bytes:
             return f"{name} has {size} bytes, the manifest says {entry.bytes}"
-        if hashes and sha256_of(path) != entry.sha256:
+        if sha256_of(path) != entry.sha256:
             return f"{name} has another SHA-256 than the manifest says"
     except FileNotFoundError:
         return f"{name} is missing"

@@ -18,7 +18,7 @@ from .engine import Array
 from .options import check_seed
 
 NOISE_VERSION = "philox4x32-10/1"
-_CHUNK = 1 << 16  # blocks at a time: the working set stays in the cache
+_CHUNK = 1 << 13  # blocks at a time: the working set stays in the cache
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _LOW = np.uint64(0xFFFFFFFF)
@@ -119,11 +119,17 @@ def philox(seed: int, first_block: int, blocks: int, index: int, purpose: int) -
     block = np.arange(first_block, first_block + blocks, dtype=np.uint64)
     c0, c1 = block & _LOW, block >> _HALF
     c2, c3 = np.full_like(block, index), np.full_like(block, purpose)
+    p0, p1 = np.empty_like(block), np.empty_like(block)
     k0, k1 = seed & 0xFFFFFFFF, seed >> 32
-    for _ in range(10):
-        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c2 = (p1 >> _HALF) ^ c1 ^ np.uint64(k0), (p0 >> _HALF) ^ c3 ^ np.uint64(k1)
-        c1, c3 = p1 & _LOW, p0 & _LOW
+    for _ in range(10):  # in place: allocating takes longer than the arithmetic
+        np.multiply(c0, _MULTIPLIERS[0], out=p0)
+        np.multiply(c2, _MULTIPLIERS[1], out=p1)
+        np.bitwise_xor(np.right_shift(p1, _HALF, out=c0), c1, out=c0)
+        np.bitwise_xor(np.right_shift(p0, _HALF, out=c2), c3, out=c2)
+        np.bitwise_xor(c0, np.uint64(k0), out=c0)
+        np.bitwise_xor(c2, np.uint64(k1), out=c2)
+        np.bitwise_and(p1, _LOW, out=c1)
+        np.bitwise_and(p0, _LOW, out=c3)
         k0, k1 = (k0 + _WEYL[0]) & 0xFFFFFFFF, (k1 + _WEYL[1]) & 0xFFFFFFFF
     return np.stack([c0, c1, c2, c3], axis=-1).astype(np.uint32)
 
@@ -137,4 +143,4 @@ def _chunks(seed: int, purpose: Purpose, index: int, size: int) -> Iterator[tupl
 
 def _uniform(bits: npt.NDArray[np.uint32]) -> npt.NDArray[np.float64]:
     """(bits + ½)·2⁻³², strictly inside (0, 1)."""
-    return (bits + 0.5) * 2.0**-32
+    return (bits.astype(np.float64) + 0.5) * 2.0**-32

@@ -48,7 +48,8 @@ def keep_top_p(logits: Float32, p: float) -> None:
 
 def choose(masked: Float32, gumbel: Float32) -> Int64:
     """Gumbel-max: one draw per row from softmax(masked), [L]."""
-    return np.argmax(masked + gumbel, axis=-1).astype(np.int64)
+    index: Int64 = np.argmax(masked + gumbel, axis=-1)
+    return index
 
 
 def smooth_codes(masked: Float32, gumbel: Float32, ratio: float, codebook: Float32) -> Float32:
@@ -59,7 +60,11 @@ def smooth_codes(masked: Float32, gumbel: Float32, ratio: float, codebook: Float
 
 
 def softmax(x: Float32) -> Float32:
-    """Row-wise, stable; rows may hold −∞."""
-    e = np.exp(x - x.max(axis=-1, keepdims=True))
+    """Row-wise, stable; rows may hold −∞.
+
+    Exponents stop at −80: smaller weights are far below float32's resolution, and as denormal numbers they made the
+    mixture with the codebook half again as slow (256 rows of 2048, 2026-11-21, 2 cores of a Xeon at 2.5 GHz).
+    """
+    e = np.exp(np.maximum(x - x.max(axis=-1, keepdims=True), np.float32(-80)))
     result: Float32 = e / e.sum(axis=-1, keepdims=True)
     return result

@@ -96,4 +96,5 @@ class ModelSpec:
         names = {f.name for f in fields(cls)}
         if set(raw) != names:
             raise BundleError(f"model facts: missing {sorted(names - set(raw))}, unknown {sorted(set(raw) - names)}.")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()})
+        facts: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
+        return cls(**facts)

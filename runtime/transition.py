@@ -23,7 +23,7 @@ class Transition:
         spec, side = self.spec, self.spec.patch_nums[scale + 1]
         result = np.empty_like(f_hat)
         x = np.empty((2 * f_hat.shape[0], side * side, spec.width), self._engine.outputs["x"].dtype)
-        inputs = {
+        inputs: dict[str, Array] = {
             "h": h,
             "f_hat": f_hat,
             "up": bicubic_matrix(spec.patch_nums[scale], spec.grid),
