@@ -61,7 +61,7 @@ def export_bundle(
             precision=precision,
             engines=engines,
             files=_hash_files(folder, progress),
-            text=None if text is None else TextSpec(text.tokenizer.pad_token_id, _hash_text(system_prompt)),
+            text=None if text is None else TextSpec(text.tokenizer.pad_token_id, hash_text(system_prompt)),
             source={"checkpoint": Path(checkpoint.name).name},
             tools={name: version(name) for name in ("torch", "onnx", "onnxscript", "transformers", "onnxruntime", "hart-edge")},
         )
@@ -116,5 +116,6 @@ def _hash_files(folder: Path, progress: Progress) -> dict[str, FileEntry]:
     return {path.name: FileEntry(path.stat().st_size, sha256_of(path)) for path in sorted(folder.iterdir())}
 
 
-def _hash_text(text: str | None) -> str | None:
+def hash_text(text: str | None) -> str | None:
+    """SHA-256 of a system prompt as the manifest records it; None for none."""
     return hashlib.sha256(text.encode()).hexdigest() if text else None

@@ -43,17 +43,25 @@ class ScaleTransformer:
 
     def begin(self, conditioning: Conditioning) -> Array:
         """Start a batch; returns the input of scale 0, [B, T, C]."""
-        spec, batch = self.spec, conditioning.batch
-        dtype = self._engine.inputs["x"].dtype
-        self._cache = KVCache(spec, batch, dtype, self._constants[UNCONDITIONAL_K], self._constants[UNCONDITIONAL_V])
-        self._positions = conditioning.position_ids
-        self._offset = np.concatenate([conditioning.position_ids[:, -1], np.zeros(batch, np.int64)])
-        self._batch = batch
-        x = np.empty((batch, spec.context_tokens, spec.width), dtype)
-        self._head = {name: np.empty((2 * batch, 1, spec.width), dtype) for name in ("head_scale", "head_shift")}
-        hidden = conditioning.hidden.astype(self._context.inputs["context"].dtype, copy=False)
-        self._context.run({"context": hidden}, {"x": x, **self._head})
+        x, head = self.embed(conditioning)
+        self.start(conditioning.position_ids, head)
         return x
+
+    def embed(self, conditioning: Conditioning) -> tuple[Array, dict[str, Array]]:
+        """Input of scale 0 [B, T, C] and the head's modulation, `head_scale` and `head_shift` [2B, 1, C]."""
+        spec, batch, dtype = self.spec, conditioning.batch, self._engine.inputs["x"].dtype
+        x = np.empty((batch, spec.context_tokens, spec.width), dtype)
+        head: dict[str, Array] = {name: np.empty((2 * batch, 1, spec.width), dtype) for name in ("head_scale", "head_shift")}
+        hidden = conditioning.hidden.astype(self._context.inputs["context"].dtype, copy=False)
+        self._context.run({"context": hidden}, {"x": x, **head})
+        return x, head
+
+    def start(self, position_ids: npt.NDArray[np.int64], head: dict[str, Array]) -> None:
+        """Empty the cache for a new batch with these context positions [B, T] and this head modulation."""
+        batch, dtype = position_ids.shape[0], self._engine.inputs["x"].dtype
+        self._cache = KVCache(self.spec, batch, dtype, self._constants[UNCONDITIONAL_K], self._constants[UNCONDITIONAL_V])
+        self._positions, self._head = position_ids, head
+        self._offset = np.concatenate([position_ids[:, -1], np.zeros(batch, np.int64)])
 
     def step(self, scale: int, x: Array) -> tuple[Array, Float32]:
         """x [R, L, C] → hidden [R, L, C] and logits [R, L, V] float32; R = B at scale 0, else 2B."""

@@ -1,13 +1,12 @@
 """HART as a whole, in PyTorch: context in, picture out, every intermediate tensor kept by name.
 
 The names of the trace are those of the recorded runs (`idx_3`, `f_hat_3`, `diff_out_0`, …), so a trace, a recording
-and an engine's output can be compared without translation. Noise is injected: any object with the four methods of
-`NoiseSource` will do.
+and an engine's output can be compared without translation. Noise is injected through the runtime's `Noise` protocol.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,6 +14,8 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from hart_edge.runtime.noise import Noise
 
 from . import sampling
 from .autoencoder import HybridAutoencoder
@@ -24,15 +25,6 @@ from .embeddings import image_angles, text_angles
 from .transformer import HartTransformer, LayerCache, rotary
 
 Trace = dict[str, Tensor]
-
-
-class NoiseSource(Protocol):
-    """Noise of a whole batch, image-major, float32."""
-
-    def token(self, scale: int, shape: tuple[int, int, int]) -> np.ndarray: ...
-    def smooth(self, scale: int, shape: tuple[int, int, int]) -> np.ndarray: ...
-    def diffusion_init(self, shape: tuple[int, int, int]) -> np.ndarray: ...
-    def diffusion_step(self, step: int, shape: tuple[int, int, int]) -> np.ndarray: ...
 
 
 class Clock(Protocol):
@@ -70,7 +62,7 @@ class HartReference(nn.Module):
         return self.vae.config.patch_nums
 
     @torch.inference_mode()
-    def generate(self, context: Context, noise: NoiseSource, settings: Settings, clock: Clock = lambda stage: nullcontext()) -> Trace:
+    def generate(self, context: Context, noise: Noise, settings: Settings, clock: Clock = lambda stage: nullcontext()) -> Trace:
         """Run all scales, the residual diffusion and the decoder; returns the trace, `image` [B, 3, H, W] in 0…1."""
         trace: Trace = {}
         for _ in self.scales(context, noise, settings, trace, clock):
@@ -80,7 +72,7 @@ class HartReference(nn.Module):
         trace["image"] = trace["decoded"] * 0.5 + 0.5
         return trace
 
-    def scales(self, context: Context, noise: NoiseSource, settings: Settings, trace: Trace, clock: Clock) -> Iterator[int]:
+    def scales(self, context: Context, noise: Noise, settings: Settings, trace: Trace, clock: Clock) -> Iterator[int]:
         """The scale loop; fills the trace and yields after every scale."""
         run = _Run(self, context, noise, settings, trace, clock)
         for scale in range(len(self.patch_nums)):
@@ -99,7 +91,7 @@ class HartReference(nn.Module):
 class _Run:
     """State of one generation: caches, f_hat, the next scale's input."""
 
-    def __init__(self, model: HartReference, context: Context, noise: NoiseSource, settings: Settings, trace: Trace, clock: Clock) -> None:
+    def __init__(self, model: HartReference, context: Context, noise: Noise, settings: Settings, trace: Trace, clock: Clock) -> None:
         self.model, self.noise, self.settings, self.trace, self.clock = model, noise, settings, trace, clock
         self.t = model.transformer
         self.batch = context.hidden.shape[0]
@@ -115,6 +107,7 @@ class _Run:
         e = self.t.embed_context(both)
         self.head_scale, self.head_shift = self.t.head_nm.modulation(e)
         self.x = e + self.t.level(0)
+        self.trace |= {"head_scale": self.head_scale, "head_shift": self.head_shift}
 
     def scale(self, i: int) -> None:
         scales, last = len(self.model.patch_nums), i == len(self.model.patch_nums) - 1
@@ -142,11 +135,11 @@ class _Run:
         guided = guided[:, -1:] if i == 0 else guided
         top_k = sampling.default_top_k(i) if settings.top_k is None else settings.top_k
         masked = sampling.truncate(guided, top_k, settings.top_p)
-        index = sampling.choose(masked, _tensor(self.noise.token(i, tuple(masked.shape)), masked))
+        index = sampling.choose(masked, self._noise(self.noise.token, i, shape=masked.shape))
         self.trace |= {f"cfg_logits_{i}": guided, f"idx_{i}": index, f"topk_{i}": torch.tensor(top_k)}
         if not settings.smooth:
             return index, self.model.vae.quantize.lookup(index, side)
-        gumbel = _tensor(self.noise.smooth(i, tuple(masked.shape)), masked)
+        gumbel = self._noise(self.noise.smooth, i, shape=masked.shape)
         codes = sampling.smooth_codes(masked, gumbel, r, self.model.vae.quantize.embedding.weight)
         self.trace[f"tau_{i}"] = torch.tensor(sampling.temperature(r))
         return index, codes.transpose(1, 2).reshape(self.batch, -1, side, side)
@@ -174,16 +167,17 @@ class _Run:
         steps = self.settings.diffusion_steps or self.t.config.num_sampling_steps
         schedule = Schedule.cosine(steps)
         shape = (self.batch, condition.shape[0] // 2 // self.batch, head.channels)
-        x = _tensor(self.noise.diffusion_init(shape), condition).flatten(0, 1).repeat(2, 1)
+        x = self._noise(self.noise.diffusion_init, shape=shape).flatten(0, 1).repeat(2, 1)
         for k in range(steps):
             reverse, t = steps - 1 - k, int(schedule.timesteps[steps - 1 - k])
             first = x.chunk(2)[0]
             prediction = head.guided(head.predict(first, t, condition), guidance)
             self.trace |= {f"diff_x_{k}": first, f"diff_t_{k}": torch.tensor([t]), f"diff_out_{k}": prediction}
-            noise = _tensor(self.noise.diffusion_step(k, shape), condition).flatten(0, 1).repeat(2, 1)
+            noise = self._noise(self.noise.diffusion_step, k, shape=shape).flatten(0, 1).repeat(2, 1)
             x = schedule.step(reverse, x, *prediction.split(head.channels, dim=1), noise)
         return x * RESIDUAL_GAIN
 
-
-def _tensor(array: np.ndarray, like: Tensor) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array)).to(like.device)
+    def _noise(self, draw: Callable[..., np.ndarray], *index: int, shape: tuple[int, ...]) -> Tensor:
+        """One kind of noise for the whole batch, [B, rows, columns]."""
+        arrays = [draw(image, *index, tuple(shape[1:])) for image in range(self.batch)]
+        return torch.from_numpy(np.stack(arrays)).to(self.x.device)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, Qwen2Config, Qwen2Model
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
 
 from hart_edge.runtime.errors import CheckpointError
 
@@ -107,6 +108,7 @@ def load_text_model(folder: Path) -> Qwen2Model:
             f"{folder} has no usable config.json: {error}", "Give a Qwen2 text-model folder with --text-model."
         ) from error
     check_text_config(config, str(folder))
+    disable_progress_bar()
     try:
         return Qwen2Model.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
     except Exception as error:
