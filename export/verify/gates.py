@@ -1,0 +1,69 @@
+"""The one table of gates. A gate is a limit on one figure; precision decides how tight it is.
+
+fp32 engines differ from the reference only by the order of additions (measured near 1e-6), so their limits leave a
+factor of about ten. fp16 has 11 significant bits: a layer's rounding is near 5e-4 and grows with depth.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Gate:
+    """`value ≤ limit` or, with at_least, `value ≥ limit`. NaN never passes."""
+
+    limit: float
+    at_least: bool = False
+
+    def allows(self, value: float) -> bool:
+        if math.isnan(value):
+            return False
+        return value >= self.limit if self.at_least else value <= self.limit
+
+    def worse(self, value: float, other: float) -> bool:
+        """Is `value` further towards the gate than `other`?"""
+        return value < other if self.at_least else value > other
+
+    def __str__(self) -> str:
+        return f"{'≥' if self.at_least else '≤'} {self.limit:g}"
+
+
+def at_least(limit: float) -> Gate:
+    return Gate(limit, at_least=True)
+
+
+RECORDING = {"tensor": Gate(1e-4), "picture": Gate(1e-3), "indices": at_least(1.0)}
+"""Reference against a recorded run: relative error of tensors and pictures, share of equal indices."""
+
+NONE_DIFFERS = Gate(0)
+
+ENGINE: dict[str, dict[str, Gate]] = {
+    "fp32": {
+        "relative error": Gate(2e-5),
+        "logits cosine": at_least(0.99999),
+        "tokens equal": at_least(0.999),
+        "decoder PSNR dB": at_least(50),
+        "8-bit difference": Gate(1),
+        "flip gap": Gate(1e-3),
+        "picture PSNR dB": at_least(60),
+        "picture SSIM": at_least(0.999),
+    },
+    "fp16": {
+        "relative error": Gate(1e-2),
+        "logits cosine": at_least(0.999),
+        "tokens equal": at_least(0.999),
+        "decoder PSNR dB": at_least(40),
+        "8-bit difference": Gate(8),
+        "flip gap": Gate(0.25),
+        "picture PSNR dB": at_least(30),
+        "picture SSIM": at_least(0.9),
+    },
+}
+"""Engines against the reference, by precision.
+
+`flip gap`: where a free-running engine first chooses another token, how far apart the two candidates were for the
+reference (noise included). A flip is only accepted as a tie broken the other way; after one, the picture's own gates
+no longer apply, because the run has taken another branch.
+"""

@@ -1,0 +1,77 @@
+"""`hart-edge bench`: time per stage and peak memory of a bundle, and of the PyTorch reference beside it."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from ..backends import check_backend
+from ..bench import Job, Measurement, in_own_process, measure_bundle
+from ..bundle import Bundle
+from ..errors import InputError, MissingPackageError
+from ..options import Options
+from .output import console, mebibytes, write_json
+
+
+def bench(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    runs: Annotated[int, typer.Option("-n", "--runs", help="Counted runs after one warm-up.")] = 5,
+    batch: Annotated[int, typer.Option(help="Pictures at a time.")] = 1,
+    prompt: Annotated[str, typer.Option(help="What to draw.")] = "a lighthouse at dusk",
+    checkpoint: Annotated[str | None, typer.Option(help="Also run the PyTorch reference of this checkpoint and show ratios.")] = None,
+    text_model: Annotated[str | None, typer.Option(help="Text model of the checkpoint, if it lies elsewhere.")] = None,
+    backend: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures; - for standard output.")] = None,
+) -> None:
+    """Measure a bundle: median seconds per stage, tokens per second, peak memory; each contender in its own process."""
+    if runs < 1 or batch < 1:
+        raise InputError(f"runs is {runs} and batch is {batch}; expected 1 or more of each.")
+    check_backend(backend)
+    Bundle(bundle).engine("text_encoder")
+    job = Job((prompt,) * batch, tuple(range(batch)), Options(), runs)
+    results = {"runtime": in_own_process(measure_bundle, (bundle, backend, job))}
+    if checkpoint is not None:
+        results["reference"] = in_own_process(_reference_function(), (checkpoint, text_model, job))
+    write_json(json_file, {name: result.to_json() for name, result in results.items()})
+    if str(json_file) != "-":
+        console().print(_table(results, f"{bundle}: median of {runs}, batch {batch}"))
+
+
+def _reference_function():  # type: ignore[no-untyped-def]
+    """`measure_reference` of the export tools, which need PyTorch."""
+    try:
+        return importlib.import_module("hart_edge.export.bench").measure_reference
+    except ModuleNotFoundError as error:
+        raise MissingPackageError(
+            f"--checkpoint needs {error.name}, which is not installed.", "Run: pip install 'hart-edge[export]'"
+        ) from error
+
+
+def _table(results: dict[str, Measurement], title: str) -> Table:
+    runtime, reference = results["runtime"], results.get("reference")
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for name in ("runtime", *(("reference", "reference / runtime") if reference else ())):
+        table.add_column(name, justify="right")
+    for stage, seconds in runtime.stages.items():
+        table.add_row(stage, *_row(seconds, reference.stages.get(stage) if reference else None))
+    table.add_section()
+    table.add_row("all stages", *_row(runtime.seconds, reference.seconds if reference else None))
+    for label, values in (
+        ("load", [f"{m.load_seconds:.2f} s" for m in results.values()]),
+        ("image tokens / s", [f"{m.tokens / m.seconds:.0f}" for m in results.values()]),
+        ("peak memory", [mebibytes(m.peak_memory_bytes) for m in results.values()]),
+    ):
+        table.add_row(label, *values)
+    return table
+
+
+def _row(runtime: float, reference: float | None) -> list[str]:
+    cells = [f"{runtime * 1e3:.1f} ms"]
+    if reference is not None:
+        cells += [f"{reference * 1e3:.1f} ms", f"{reference / runtime:.2f}"]
+    return cells

@@ -1,0 +1,94 @@
+"""`hart-edge generate`: prompts to PNG files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from PIL import Image
+
+from ..backends import check_backend
+from ..errors import InputError
+from ..files import check_writable
+from ..image import save_png
+from ..options import Options, check_seed
+from ..pipeline import Pipeline, Step
+from ..timing import StageTimes, peak_memory
+from .output import console, progress_bar, write_json
+
+BundleOption = Annotated[Path | None, typer.Option("--bundle", help="Bundle folder, made with `hart-edge export`.")]
+
+
+def generate(
+    prompts: Annotated[list[str], typer.Argument(help="One prompt or several.", metavar="PROMPT...")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="PNG file; several pictures get -0, -1, … before the suffix.")] = Path(
+        "out.png"
+    ),
+    bundle: BundleOption = None,
+    seed: Annotated[int, typer.Option(help="Seed of the first picture; the next ones count up.")] = 0,
+    batch: Annotated[int, typer.Option(help="Pictures per prompt.")] = 1,
+    cfg: Annotated[float, typer.Option(help="Guidance strength; 0 switches it off.")] = Options.cfg,
+    top_k: Annotated[int | None, typer.Option(help="Codes kept at every scale [default: 600, from scale 7 on 300].")] = None,
+    top_p: Annotated[float, typer.Option(help="Nucleus kept after top-k; 0 switches it off.")] = Options.top_p,
+    smooth: Annotated[bool, typer.Option(help="Mix codes by Gumbel-softmax.")] = True,
+    diffusion_steps: Annotated[int | None, typer.Option(help="Steps of the residual diffusion [default: the model's].")] = None,
+    preview_dir: Annotated[Path | None, typer.Option(help="Write a preview after every scale into this folder.")] = None,
+    backend: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
+    require_verified: Annotated[bool, typer.Option("--require-verified", help="Refuse a bundle without a valid certificate.")] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write what was made and how long it took; - for standard output.")
+    ] = None,
+) -> None:
+    """Draw pictures from prompts."""
+    if batch < 1:
+        raise InputError(f"batch is {batch}; expected 1 or more.")
+    check_backend(backend)
+    options = Options(cfg, top_k, top_p, smooth, diffusion_steps)
+    jobs = [(prompt, check_seed(seed + k)) for k, prompt in enumerate(p for p in prompts for _ in range(batch))]
+    paths = output_paths(output, len(jobs))
+    for path in paths:
+        check_writable(path)
+    with Pipeline.load(bundle_path(bundle), backend=backend, require_verified=require_verified) as pipe:
+        times = StageTimes()
+        images = _run(pipe, jobs, options, times, preview_dir)
+    for image, path in zip(images, paths, strict=True):
+        save_png(image, path)
+    made = [{"file": str(path), "prompt": prompt, "seed": number} for path, (prompt, number) in zip(paths, jobs, strict=True)]
+    write_json(json_file, {"images": made, "options": vars(options), "seconds": times.seconds, "peak_memory_bytes": peak_memory()})
+    if str(json_file) != "-":
+        console().print(f"{', '.join(map(str, paths))}: {times.total:.2f} s", markup=False)
+
+
+def bundle_path(bundle: Path | None) -> Path:
+    """The bundle to use; there is no default one yet."""
+    if bundle is None:
+        raise InputError("no bundle was given.", "Pass --bundle FOLDER; make one with `hart-edge export CHECKPOINT -o FOLDER`.")
+    return bundle
+
+
+def output_paths(output: Path, count: int) -> list[Path]:
+    """One path per picture."""
+    if count == 1:
+        return [output]
+    return [output.with_name(f"{output.stem}-{k}{output.suffix}") for k in range(count)]
+
+
+def _run(pipe: Pipeline, jobs: list[tuple[str, int]], options: Options, times: StageTimes, previews: Path | None) -> list[Image.Image]:
+    prompts, seeds = [prompt for prompt, _ in jobs], [seed for _, seed in jobs]
+    with progress_bar() as progress:
+        task = progress.add_task("scales", total=pipe.spec.scales)
+        for step in pipe.stream(prompts, seeds=seeds, options=options, times=times):
+            progress.update(task, completed=step.scale + 1, description=f"scale {step.patch_num}×{step.patch_num}")
+            if previews is not None:
+                _save_previews(step, previews)
+    return step.previews()
+
+
+def _save_previews(step: Step, folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the preview folder {folder}: {error.strerror}.", "Choose another --preview-dir.") from error
+    for image, path in zip(step.previews(), output_paths(folder / f"scale-{step.scale:02d}.png", step.tokens.shape[0]), strict=True):
+        save_png(image, path)

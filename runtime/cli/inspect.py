@@ -1,0 +1,64 @@
+"""`hart-edge inspect`: what a bundle holds, without running it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.table import Table
+
+from ..bundle import Bundle
+from ..certificate import read_certificate
+from .output import console, mebibytes, write_json
+
+
+def inspect(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    check: Annotated[bool, typer.Option(help="Compare every file with its SHA-256.")] = True,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the facts as JSON; - for standard output.")] = None,
+) -> None:
+    """Show a bundle's model, files, sizes and certificate."""
+    opened = Bundle(bundle, check_files=check)
+    facts = describe(opened)
+    write_json(json_file, facts)
+    if str(json_file) != "-":
+        console().print(_table(opened, facts))
+
+
+def describe(bundle: Bundle) -> dict[str, Any]:
+    """Everything that `inspect` shows."""
+    certificate = read_certificate(bundle.root)
+    return {
+        **bundle.manifest.to_json(),
+        "image_size": bundle.spec.image_size,
+        "total_bytes": bundle.bytes,
+        "kv_cache_bytes_per_image": kv_cache_bytes(bundle),
+        "certificate": {"valid": certificate.valid, "summary": certificate.summary},
+    }
+
+
+def kv_cache_bytes(bundle: Bundle) -> int:
+    """Keys and values of both guidance rows of one picture."""
+    spec, dtype = bundle.spec, np.float16 if bundle.manifest.precision == "fp16" else np.float32
+    return 2 * 2 * spec.depth * spec.heads * spec.cache_length * spec.head_dim * np.dtype(dtype).itemsize
+
+
+def _table(bundle: Bundle, facts: dict[str, Any]) -> Table:
+    spec, text = bundle.spec, bundle.manifest.text
+    table = Table(title=str(bundle.root), title_justify="left", show_header=False)
+    table.add_row("picture", f"{spec.image_size} × {spec.image_size}, scales {' '.join(map(str, spec.patch_nums))}")
+    table.add_row("transformer", f"depth {spec.depth}, width {spec.width}, heads {spec.heads}, {spec.context_tokens} context tokens")
+    table.add_row("codebook", f"{spec.codebook_size} codes of {spec.latent_channels}")
+    table.add_row("diffusion", f"width {spec.diffusion_width}, {spec.diffusion_steps} steps")
+    table.add_row("text", "none: takes context tensors" if text is None else f"system prompt {text.system_prompt_sha256 or 'none'}")
+    table.add_row("precision", bundle.manifest.precision)
+    table.add_row("KV cache", f"{mebibytes(facts['kv_cache_bytes_per_image'])} per picture")
+    table.add_row("certificate", facts["certificate"]["summary"])
+    table.add_row("made with", ", ".join(f"{name} {number}" for name, number in bundle.manifest.tools.items()))
+    table.add_section()
+    for name, entry in bundle.manifest.files.items():
+        table.add_row(name, mebibytes(entry.bytes))
+    table.add_row("total", mebibytes(bundle.bytes))
+    return table
