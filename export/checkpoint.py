@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,8 @@ def load_checkpoint(source: str | Path, text_model: str | Path | None = None) ->
                 f"{root} has no {part}/config.json.", "Expected the published layout: llm/, tokenizer/ and a text-model folder."
             )
     text = resolve(text_model) if text_model is not None else _find_text_model(root)
+    if text_model is None and text is not None and not Path(source).is_dir():
+        resolve(source, [f"{text.name}/*"])  # of a hub checkpoint only its config.json is here so far
     return Checkpoint(
         name=str(source),
         transformer=TransformerConfig.from_dict(_read_json(root / "llm" / "config.json")),
@@ -141,17 +144,29 @@ def _read_weights(folder: Path, names: tuple[str, ...]) -> State:
     if path is None:
         raise CheckpointError(f"{folder} has no weights; looked for {', '.join(names)}.", "Download it again.")
     if path.name.endswith(".index.json"):
-        shards = sorted(set(_read_json(path)["weight_map"].values()))
-        return {key: tensor for shard in shards for key, tensor in _read_file(folder / shard).items()}
+        return {key: tensor for shard in _shards(path) for key, tensor in _read_file(folder / shard).items()}
     return _read_file(path)
+
+
+def _shards(index: Path) -> list[str]:
+    weight_map = _read_json(index).get("weight_map")
+    names = set(weight_map.values()) if isinstance(weight_map, dict) else set()
+    if not names or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"{index} has no usable weight_map: expected file names by key.", "Download it again.")
+    return sorted(names)
+
+
+def _load_pickle(path: Path) -> State:
+    """Weights-only; mapped into memory where the file is of the zip format that allows it."""
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
 
 
 def _read_file(path: Path) -> State:
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        state = load_file(path) if path.suffix == ".safetensors" else _load_pickle(path)
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         raise CheckpointError(
-            f"{path} cannot be read as plain weights: {str(error).splitlines()[0]}", "Download it again, or convert it to safetensors."
+            f"{path} cannot be read as plain weights: {(str(error) or type(error).__name__).splitlines()[0]}", "Download it again, or convert it to safetensors."
         ) from error
     strange = (
         {key: type(value).__name__ for key, value in state.items() if not isinstance(value, Tensor)}

@@ -48,6 +48,8 @@ def export_bundle(
     """
     if precision not in PRECISIONS:
         raise InputError(f"precision {precision!r} is unknown; expected one of {', '.join(PRECISIONS)}.")
+    if overwrite and target.exists() and not (target / MANIFEST).is_file():
+        raise InputError(f"{target} is no bundle and is not overwritten.", "Choose another folder or remove it yourself.")
     with writable_folder(target, overwrite) as folder:
         progress("reading the checkpoint", 0, 1)
         model = checkpoint.reference()

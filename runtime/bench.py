@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .bundle import Bundle
 from .options import Options
 from .pipeline import Pipeline
 from .timing import StageTimes, peak_memory
@@ -74,7 +75,7 @@ def measure_bundle(bundle: Path, backend: str, job: Job) -> Measurement:
     """The runtime on a bundle."""
 
     def load() -> tuple[Callable[[StageTimes], None], int]:
-        pipe = Pipeline.load(bundle, backend=backend, check_files=False)
+        pipe = Pipeline.open(Bundle(bundle, check_files=False), backend=backend)
         tokens = sum(p * p for p in pipe.spec.patch_nums) * len(job.prompts)
         return lambda times: _generate(pipe, job, times), tokens
 

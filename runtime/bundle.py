@@ -19,14 +19,13 @@ from .engine import Array
 from .errors import BundleError
 from .files import sha256_of
 from .noise import NOISE_VERSION
-from .spec import ENGINES, ModelSpec
+from .spec import ENGINES, REEXPORT, ModelSpec
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
 CERTIFICATE = "accuracy.json"
 WEIGHTS = "weights.safetensors"
 PRECISIONS = ("fp32", "fp16")
-_REEXPORT = "Export the bundle again with `hart-edge export`."
 
 
 @dataclass(frozen=True)
@@ -76,25 +75,25 @@ class Manifest:
             manifest = cls(
                 model=ModelSpec.from_json(raw["model"]),
                 precision=raw["precision"],
-                engines=dict(raw["engines"]),
+                engines={str(name): str(file) for name, file in raw["engines"].items()},
                 files={str(name): FileEntry(int(entry["bytes"]), str(entry["sha256"])) for name, entry in raw["files"].items()},
                 text=None if raw["text"] is None else TextSpec(**raw["text"]),
                 source=dict(raw["source"]),
                 tools=dict(raw["tools"]),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise BundleError(f"{MANIFEST} is malformed: {type(error).__name__}: {error}.", _REEXPORT) from error
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise BundleError(f"{MANIFEST} is malformed: {type(error).__name__}: {error}.", REEXPORT) from error
         manifest._check()
         return manifest
 
     def _check(self) -> None:
         if self.precision not in PRECISIONS:
-            raise BundleError(f"{MANIFEST}: precision {self.precision!r}; expected one of {PRECISIONS}.", _REEXPORT)
+            raise BundleError(f"{MANIFEST}: precision {self.precision!r}; expected one of {PRECISIONS}.", REEXPORT)
         missing = [name for name in ENGINES[1:] if name not in self.engines]
         foreign = [file for file in self.engines.values() if file not in self.files]
         if missing or foreign or WEIGHTS not in self.files:
             raise BundleError(
-                f"{MANIFEST}: engines missing: {missing}; engine files not listed: {foreign}; {WEIGHTS} must be listed.", _REEXPORT
+                f"{MANIFEST}: engines missing: {missing}; engine files not listed: {foreign}; {WEIGHTS} must be listed.", REEXPORT
             )
         for name in self.files:
             _check_name(name)
@@ -124,7 +123,7 @@ class Bundle:
     def file(self, name: str) -> Path:
         """Path of a file that the manifest lists."""
         if name not in self.manifest.files:
-            raise BundleError(f"{MANIFEST} of {self.root} does not list {name}.", _REEXPORT)
+            raise BundleError(f"{MANIFEST} of {self.root} does not list {name}.", REEXPORT)
         return self.root / name
 
     def engine(self, name: str) -> Path:
@@ -147,7 +146,7 @@ class Bundle:
             with safe_open(self.file(WEIGHTS), framework="numpy") as file:
                 return {name: file.get_tensor(name) for name in names}
         except (SafetensorError, OSError) as error:
-            raise BundleError(f"{self.root / WEIGHTS}: {error}.", _REEXPORT) from error
+            raise BundleError(f"{self.root / WEIGHTS}: {error}.", REEXPORT) from error
 
     @property
     def bytes(self) -> int:
@@ -162,18 +161,18 @@ def _read_manifest(root: Path) -> Manifest:
     except FileNotFoundError:
         what = "does not exist" if not root.exists() else f"has no {MANIFEST}"
         raise BundleError(f"bundle {root} {what}.", "Make one with `hart-edge export CHECKPOINT -o BUNDLE`.") from None
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path} cannot be read: {error}.", _REEXPORT) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise BundleError(f"{path} cannot be read: {error}.", REEXPORT) from error
     if not isinstance(raw, dict):
-        raise BundleError(f"{path} is not a JSON object.", _REEXPORT)
+        raise BundleError(f"{path} is not a JSON object.", REEXPORT)
     return Manifest.from_json(raw)
 
 
 def _check_versions(raw: Mapping[str, Any]) -> None:
     if raw.get("schema") != SCHEMA:
-        raise BundleError(f"{MANIFEST}: schema {raw.get('schema')!r}; this hart-edge reads schema {SCHEMA}.", _REEXPORT)
+        raise BundleError(f"{MANIFEST}: schema {raw.get('schema')!r}; this hart-edge reads schema {SCHEMA}.", REEXPORT)
     if raw.get("noise") != NOISE_VERSION:
-        raise BundleError(f"{MANIFEST}: noise {raw.get('noise')!r}; this hart-edge makes {NOISE_VERSION!r}.", _REEXPORT)
+        raise BundleError(f"{MANIFEST}: noise {raw.get('noise')!r}; this hart-edge makes {NOISE_VERSION!r}.", REEXPORT)
 
 
 def _check_name(name: str) -> None:

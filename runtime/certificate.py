@@ -30,7 +30,7 @@ def read_certificate(root: Path) -> Certificate:
     """The certificate of the bundle in `root`; it applies while the manifest (which hashes every file) is unchanged."""
     try:
         report = json.loads((root / CERTIFICATE).read_text(encoding="utf-8"))
-        passed, manifest = bool(report["passed"]), report["manifest_sha256"]
+        passed, manifest = report["passed"] is True, report["manifest_sha256"]
     except FileNotFoundError:
         return Certificate(False, "not verified: no accuracy.json", {})
     except (OSError, ValueError, KeyError, TypeError):

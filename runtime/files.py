@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -21,23 +22,21 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 @contextmanager
 def writable(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place when the block ends well and vanishes when it does not."""
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; expected a file name.", f"Try {path / 'out.png'}.")
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-    except OSError as error:
-        raise _refused(path, error) from error
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-    except OSError as error:
-        raise _refused(path, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    """A temporary file beside `path` that takes its place when the block ends well and vanishes when it does not.
+
+    A link is followed: the file it points to is replaced.
+    """
+    path = _checked(path)
+    with _reported(path):
+        handle, name = tempfile.mkstemp(prefix=".hart-edge-", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -49,33 +48,25 @@ def writable_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
     path = path.absolute()
     if path.exists() and not overwrite:
         raise InputError(f"{path} exists already.", "Choose another folder or pass --overwrite.")
-    try:
+    with _reported(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    except OSError as error:
-        raise _refused(path, error) from error
-    try:
-        yield temporary
-        temporary.chmod(0o777 & ~_umask())
-        if path.exists():
-            _swap(temporary, path)
-        else:
-            temporary.rename(path)
-    except OSError as error:
-        raise _refused(path, error) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".hart-edge-", dir=path.parent))
+        try:
+            yield temporary
+            temporary.chmod(0o777 & ~_umask())
+            if path.exists():
+                _swap(temporary, path)
+            else:
+                temporary.rename(path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def check_writable(path: Path) -> None:
     """Find out before long work whether `path` can be written; raises what `writable` would raise."""
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; expected a file name.", f"Try {path / 'out.png'}.")
-    try:
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise _refused(path, error) from error
+    path = _checked(path)
+    with _reported(path), tempfile.TemporaryFile(dir=path.parent):
+        pass
 
 
 def sha256_of(path: Path) -> str:
@@ -97,8 +88,32 @@ def _swap(new: Path, old: Path) -> None:
             raise
 
 
-def _refused(path: Path, error: OSError) -> InputError:
-    return InputError(f"cannot write {path}: {error.strerror or error}.", "Check that the folder exists, is writable and has free space.")
+def _checked(path: Path) -> Path:
+    """The file that is meant; InputError for a folder, a device or a name that no file can have."""
+    if "\0" in str(path):
+        raise InputError(f"the file name {str(path)!r} holds a NUL character.", "Remove it.")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; expected a file name.", f"Try {path / 'out.png'}.")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is not a regular file.", "Choose another file name.")
+    return path.resolve() if path.is_symlink() else path
+
+
+# What the system says when it will not take a write, as against a mistake of ours.
+_REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG, errno.ENAMETOOLONG}
+_REFUSALS |= {errno.ENOENT, errno.ENOTDIR, errno.EEXIST}  # the folder to write into is missing
+
+
+@contextmanager
+def _reported(path: Path) -> Iterator[None]:
+    """Turn the system's refusal to write into an InputError that names the path."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _REFUSALS:
+            raise
+        remedy = "Check that the folder exists, is writable and has free space."
+        raise InputError(f"cannot write {path}: {error.strerror or error}.", remedy) from error
 
 
 def _umask() -> int:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, PngImagePlugin
 
+from .errors import InputError
 from .files import writable
 
 RECIPE = "hart-edge"
@@ -36,8 +37,11 @@ def save_png(image: Image.Image, path: Path | str) -> None:
 
 
 def read_recipe(path: Path | str) -> dict[str, Any]:
-    """The recipe of a PNG that `save_png` wrote; empty when it has none."""
-    with Image.open(path) as image:
-        image.load()
-        recipe: dict[str, Any] = json.loads(image.info.get(RECIPE, "{}"))
-        return recipe
+    """The recipe of a PNG that `save_png` wrote; empty when it has none. InputError when it is no readable picture."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+            recipe = json.loads(image.info.get(RECIPE, "{}"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as a picture with a recipe: {error}.", "Expected a PNG file made by hart-edge.") from error
+    return recipe if isinstance(recipe, dict) else {}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+
+import numpy as np
 
 from .errors import InputError
 
 MAX_SEED = 2**64 - 1
+MAX_CFG = 1000  # far beyond use; keeps float32 logits finite
 
 
 @dataclass(frozen=True)
@@ -15,7 +17,7 @@ class Options:
     """Settings of one generation; the defaults are those of the published HART sampler.
 
     Attributes:
-        cfg: guidance strength at the end of the scale schedule; 0 switches guidance off.
+        cfg: guidance strength at the end of the scale schedule, 0 to 1000; 0 switches guidance off.
         top_k: keep the k likeliest codes at every scale; None takes HART's schedule (600, from scale 7 on 300);
             a value at or above the codebook size keeps all.
         top_p: nucleus kept after top-k, 0 < p < 1; 0 and 1 switch it off.
@@ -30,21 +32,22 @@ class Options:
     diffusion_steps: int | None = None
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.cfg) or self.cfg < 0:
-            raise InputError(f"cfg is {self.cfg}; expected a finite number of 0 or more.", "Guidance of 1.5 to 6 is usual.")
-        if self.top_k is not None and self.top_k < 1:
-            raise InputError(f"top-k is {self.top_k}; expected 1 or more.", "Leave it out for HART's own schedule.")
+        if not 0 <= self.cfg <= MAX_CFG:
+            raise InputError(f"cfg is {self.cfg}; expected 0 to {MAX_CFG}.", "Guidance of 1.5 to 6 is usual.")
+        if self.top_k is not None and (type(self.top_k) is not int or self.top_k < 1):
+            raise InputError(f"top-k is {self.top_k}; expected a whole number of 1 or more.", "Leave it out for HART's own schedule.")
         if not 0 <= self.top_p <= 1:
             raise InputError(f"top-p is {self.top_p}; expected 0 to 1.", "0 switches it off.")
-        if self.diffusion_steps is not None and not 1 <= self.diffusion_steps <= 1000:
-            raise InputError(f"diffusion steps is {self.diffusion_steps}; expected 1 to 1000.", "The models are trained for 8.")
+        steps = self.diffusion_steps
+        if steps is not None and (type(steps) is not int or not 1 <= steps <= 1000):
+            raise InputError(f"diffusion steps is {steps}; expected a whole number from 1 to 1000.", "The models are trained for 8.")
 
 
 def check_seed(seed: int) -> int:
     """A seed keys the noise generator and must fit 64 unsigned bits."""
-    if not 0 <= seed <= MAX_SEED:
-        raise InputError(f"seed is {seed}; expected 0 to {MAX_SEED} (64 bits, not negative).", "Choose a smaller seed.")
-    return seed
+    if not isinstance(seed, int | np.integer) or not 0 <= seed <= MAX_SEED:
+        raise InputError(f"seed is {seed}; expected a whole number from 0 to {MAX_SEED} (64 bits, not negative).", "Choose a smaller seed.")
+    return int(seed)
 
 
 def top_k_of(options: Options, scale: int) -> int:

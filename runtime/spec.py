@@ -12,6 +12,8 @@ from .errors import BundleError
 ENGINES = ("text_encoder", "context", "transformer", "transition", "residual_condition", "residual_step", "decoder")
 """Every engine a bundle may hold, in the order of use; a bundle made without a text model lacks the first."""
 
+REEXPORT = "Export the bundle again with `hart-edge export`."
+
 CODEBOOK = "constants.codebook"  # [V, Z] float32
 UNCONDITIONAL_K = "constants.unconditional_k"  # [depth, H, D] in the bundle's precision; the same for every position
 UNCONDITIONAL_V = "constants.unconditional_v"
@@ -50,15 +52,17 @@ class ModelSpec:
     downsample: int
 
     def __post_init__(self) -> None:
-        sizes = {f.name: getattr(self, f.name) for f in fields(self) if f.type == "int"}
-        bad = {name: value for name, value in sizes.items() if not isinstance(value, int) or value < 1}
-        if bad:
-            raise BundleError(f"model sizes must be whole numbers above 0, not {bad}.")
+        lists = {"patch_nums": self.patch_nums, "phi_index": self.phi_index}
+        numbers = {f.name: (getattr(self, f.name),) for f in fields(self) if f.name not in lists}
+        for name, values in {**lists, **numbers}.items():
+            smallest = 0 if name == "phi_index" else 1
+            if not isinstance(values, tuple) or not all(type(value) is int and value >= smallest for value in values):
+                raise BundleError(f"model facts: {name} = {getattr(self, name)!r}; expected whole numbers of {smallest} or more.", REEXPORT)
         scales = self.patch_nums
         if len(scales) < 2 or any(a >= b for a, b in itertools.pairwise(scales)):
-            raise BundleError(f"patch_nums must be increasing with two scales or more, not {list(scales)}.")
+            raise BundleError(f"model facts: patch_nums must be increasing with two scales or more, not {list(scales)}.", REEXPORT)
         if len(self.phi_index) != len(scales) - 1:
-            raise BundleError(f"phi_index needs {len(scales) - 1} entries, not {len(self.phi_index)}.")
+            raise BundleError(f"model facts: phi_index needs {len(scales) - 1} entries, not {len(self.phi_index)}.", REEXPORT)
 
     @property
     def scales(self) -> int:
@@ -95,6 +99,6 @@ class ModelSpec:
         """Inverse of `to_json`; BundleError names missing and unknown keys."""
         names = {f.name for f in fields(cls)}
         if set(raw) != names:
-            raise BundleError(f"model facts: missing {sorted(names - set(raw))}, unknown {sorted(set(raw) - names)}.")
+            raise BundleError(f"model facts: missing {sorted(names - set(raw))}, unknown {sorted(set(raw) - names)}.", REEXPORT)
         facts: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
         return cls(**facts)

@@ -52,7 +52,7 @@ class PromptTokenizer:
         for row, prompt in zip(ids, prompts, strict=True):
             encoded = self._tokenizer.encode(check_prompt(prompt)).ids
             row[: len(encoded)] = encoded[: self._length]
-            dropped.append(self._tokenizer.decode(encoded[self._length :]))
+            dropped.append(self._tokenizer.decode(encoded[self._length :], skip_special_tokens=False))
         return Tokens(ids, (ids != self._pad).astype(np.int64), tuple(dropped))
 
 

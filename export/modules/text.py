@@ -64,18 +64,19 @@ class TextEncoder(nn.Module):
         self.skip = len(system_ids)
         cos, sin = _text_rotary(self.skip + tokens, head_dim, theta)
         self.cos, self.sin = computed(cos[self.skip :]), computed(sin[self.skip :])
-        self.system_k = self.system_v = None
         if self.skip:
-            self._bake(system_ids, cos[: self.skip], sin[: self.skip])
+            k, v = self._system_cache(system_ids, cos[: self.skip], sin[: self.skip])
+            self.system_k, self.system_v = computed(k), computed(v)
 
     @torch.no_grad()
-    def _bake(self, system_ids: Tensor, cos: Tensor, sin: Tensor) -> None:
+    def _system_cache(self, system_ids: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """The system prompt's keys and values, each [layers, kv_heads, S, D]."""
         x, keys, values = self.embedding[system_ids][None], [], []
         for layer in self.layers:
             x, k, v = layer(x, cos, sin, causal(self.skip, self.skip), None)
             keys.append(k)
             values.append(v)
-        self.system_k, self.system_v = computed(torch.cat(keys)), computed(torch.cat(values))  # [layers, kv_heads, S, D]
+        return torch.cat(keys), torch.cat(values)
 
     def forward(self, input_ids: Tensor, attention_mask_: Tensor) -> Tensor:
         allowed = attention_mask(attention_mask_, self.skip)

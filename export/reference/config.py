@@ -7,8 +7,9 @@ what differs from them. A value that the reference does not implement is refused
 from __future__ import annotations
 
 import itertools
+import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,8 +82,8 @@ class TransformerConfig:
             depth=read.size("depth", 16),
             embed_dim=read.size("embed_dim", 1024),
             num_heads=read.size("num_heads", 16),
-            mlp_ratio=float(raw.get("mlp_ratio", 4.0)),
-            norm_eps=float(raw.get("norm_eps", 1e-6)),
+            mlp_ratio=read.number("mlp_ratio", 4.0),
+            norm_eps=read.number("norm_eps", 1e-6),
             attn_l2_norm=bool(raw.get("attn_l2_norm", False)),
             context_token=read.size("context_token", 77),
             context_dim=read.size("context_dim", 768),
@@ -124,10 +125,10 @@ class AutoencoderConfig:
         config = cls(
             patch_nums=read.patch_nums("v_patch_nums"),
             ch=read.size("ch", 160),
-            ch_mult=tuple(int(m) for m in raw.get("ch_mult", (1, 1, 2, 2, 4))),
+            ch_mult=read.sizes("ch_mult", (1, 1, 2, 2, 4)),
             vocab_size=read.size("vocab_size", 4096),
             z_channels=read.size("z_channels", 32),
-            quant_resi=float(raw.get("quant_resi", 0.5)),
+            quant_resi=read.number("quant_resi", 0.5),
             share_quant_resi=read.size("share_quant_resi", 4),
         )
         if config.share_quant_resi < 2:
@@ -148,29 +149,42 @@ def check_pair(transformer: TransformerConfig, autoencoder: AutoencoderConfig) -
 
 
 class _Reader:
+    """Typed access to a parsed config.json; CheckpointError names key and value."""
+
     def __init__(self, raw: Mapping[str, Any], where: str) -> None:
         self.raw, self.where = raw, where
 
     def size(self, key: str, default: int) -> int:
+        """A whole number of 1 or more; text is accepted, as the published num_sampling_steps is written "8"."""
         value = self.raw.get(key, default)
-        try:
-            number = int(value)
-        except (TypeError, ValueError):
-            raise _unsupported(self.where, key, value, "a whole number") from None
-        if number < 1:
-            raise _unsupported(self.where, key, value, "1 or more")
-        return number
+        number = int(value) if isinstance(value, str) and value.isdecimal() else value
+        if not _is_whole(number) or number < 1:
+            raise _unsupported(self.where, key, value, "a whole number of 1 or more")
+        return int(number)
+
+    def number(self, key: str, default: float) -> float:
+        value = self.raw.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise _unsupported(self.where, key, value, "a finite number")
+        return float(value)
+
+    def sizes(self, key: str, default: Sequence[int]) -> tuple[int, ...]:
+        """A list of whole numbers of 1 or more, one or more of them."""
+        value = self.raw.get(key, default)
+        if not isinstance(value, list | tuple) or not value or not all(_is_whole(v) and v >= 1 for v in value):
+            raise _unsupported(self.where, key, value, "a list of whole numbers of 1 or more")
+        return tuple(value)
 
     def patch_nums(self, key: str) -> tuple[int, ...]:
-        value = self.raw.get(key, _DEFAULT_PATCH_NUMS)
-        try:
-            scales = tuple(int(p) for p in value)
-        except (TypeError, ValueError):
-            raise _unsupported(self.where, key, value, "a list of whole numbers") from None
+        scales = self.sizes(key, _DEFAULT_PATCH_NUMS)
         increasing = all(a < b for a, b in itertools.pairwise(scales))
         if len(scales) < 2 or scales[0] != 1 or not increasing:
             raise _unsupported(self.where, key, list(scales), "increasing sides that start at 1, two scales or more")
         return scales
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _check_fixed(raw: Mapping[str, Any], fixed: Mapping[str, tuple[Any, Any]], where: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Annotated
 
@@ -12,8 +11,9 @@ from rich.table import Table
 from ..backends import check_backend
 from ..bench import Job, Measurement, in_own_process, measure_bundle
 from ..bundle import Bundle
-from ..errors import InputError, MissingPackageError
+from ..errors import InputError
 from ..options import Options
+from . import export_tools
 from .output import console, mebibytes, write_json
 
 
@@ -35,20 +35,10 @@ def bench(
     job = Job((prompt,) * batch, tuple(range(batch)), Options(), runs)
     results = {"runtime": in_own_process(measure_bundle, (bundle, backend, job))}
     if checkpoint is not None:
-        results["reference"] = in_own_process(_reference_function(), (checkpoint, text_model, job))
+        results["reference"] = in_own_process(export_tools.load("bench").measure_reference, (checkpoint, text_model, job))
     write_json(json_file, {name: result.to_json() for name, result in results.items()})
     if str(json_file) != "-":
         console().print(_table(results, f"{bundle}: median of {runs}, batch {batch}"))
-
-
-def _reference_function():  # type: ignore[no-untyped-def]
-    """`measure_reference` of the export tools, which need PyTorch."""
-    try:
-        return importlib.import_module("hart_edge.export.bench").measure_reference
-    except ModuleNotFoundError as error:
-        raise MissingPackageError(
-            f"--checkpoint needs {error.name}, which is not installed.", "Run: pip install 'hart-edge[export]'"
-        ) from error
 
 
 def _table(results: dict[str, Measurement], title: str) -> Table:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +11,9 @@ import typer
 
 from ..backends import check_backend
 from ..bundle import CERTIFICATE, Bundle
-from ..errors import InputError, MissingPackageError
+from ..errors import InputError
 from ..files import check_writable
+from . import export_tools
 from .output import console, mebibytes, progress_bar, read_lines
 
 TextModel = Annotated[str | None, typer.Option(help="Folder or hub name of the text model [default: the one inside CHECKPOINT].")]
@@ -30,13 +30,13 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
 ) -> None:
     """Turn a HART checkpoint into a bundle of ONNX engines."""
-    tools = _tools("exporter")
+    tools = export_tools.load("exporter")
     text = _read_text(system_prompt)
     if output.exists() and not overwrite:
         raise InputError(f"{output} exists already.", "Choose another folder or pass --overwrite.")
     with _progress() as progress:
         progress("reading the checkpoint", 0, 1)
-        source = _tools("checkpoint").load_checkpoint(checkpoint, text_model)
+        source = export_tools.load("checkpoint").load_checkpoint(checkpoint, text_model)
         bundle = tools.export_bundle(source, output, precision, text, overwrite, progress)
     console().print(f"{output}: {len(bundle.manifest.engines)} engines, {precision}, {mebibytes(bundle.bytes)}", markup=False)
 
@@ -73,7 +73,7 @@ def _verify_golden(golden: Path, precision: str, backend: str, target: Path) -> 
     if not golden.is_dir():
         raise InputError(f"{golden} is no folder.", "Expected the folder of a recorded run.")
     check_writable(target)
-    tools = _tools("verify")
+    tools = export_tools.load("verify")
     with _progress() as progress:
         report = tools.verify_recording(golden, precision, backend, progress)
     tools.write_certificate(report, [target], facts={"recording": golden.name, "precision": precision, "backend": backend})
@@ -93,25 +93,15 @@ def _verify_bundle(
     bundle = Bundle(folder, check_files=False)
     for target in targets:
         check_writable(target)
-    tools = _tools("verify")
+    tools = export_tools.load("verify")
     lines = list(tools.PROMPTS) if prompts is None else read_lines(prompts)
     with _progress() as progress:
         progress("reading the checkpoint", 0, 1)
-        source = _tools("checkpoint").load_checkpoint(checkpoint, text_model)
+        source = export_tools.load("checkpoint").load_checkpoint(checkpoint, text_model)
         report = tools.verify_bundle(bundle, source, lines, system_prompt, backend, progress)
     facts = {"checkpoint": Path(checkpoint).name, "prompts": lines, "precision": bundle.manifest.precision, "backend": backend}
     tools.write_certificate(report, targets, bundle, facts)
     return report
-
-
-def _tools(module: str) -> Any:
-    """A module of hart_edge.export; MissingPackageError tells how to install what it needs."""
-    try:
-        return importlib.import_module(f"hart_edge.export.{module}")
-    except ModuleNotFoundError as error:
-        raise MissingPackageError(
-            f"this command needs {error.name}, which is not installed.", "Run: pip install 'hart-edge[export]'"
-        ) from error
 
 
 def _read_text(path: Path | None) -> str | None:

@@ -1,0 +1,18 @@
+"""The door from the command line to `hart_edge.export`, which needs PyTorch and is loaded only when it is used."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from ..errors import MissingPackageError
+
+
+def load(module: str) -> Any:
+    """A module of hart_edge.export; MissingPackageError tells how to install what it needs."""
+    try:
+        return importlib.import_module(f"hart_edge.export.{module}")
+    except ModuleNotFoundError as error:
+        raise MissingPackageError(
+            f"this command needs {error.name}, which is not installed.", "Run: pip install 'hart-edge[export]'"
+        ) from error
