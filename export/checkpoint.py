@@ -166,7 +166,8 @@ def _read_file(path: Path) -> State:
         state = load_file(path) if path.suffix == ".safetensors" else _load_pickle(path)
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         raise CheckpointError(
-            f"{path} cannot be read as plain weights: {(str(error) or type(error).__name__).splitlines()[0]}", "Download it again, or convert it to safetensors."
+            f"{path} cannot be read as plain weights: {(str(error) or type(error).__name__).splitlines()[0]}",
+            "Download it again, or convert it to safetensors.",
         ) from error
     strange = (
         {key: type(value).__name__ for key, value in state.items() if not isinstance(value, Tensor)}

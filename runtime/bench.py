@@ -1,29 +1,45 @@
-"""Measures a contender in a process of its own: seconds per stage, tokens per second, peak memory."""
+"""Measures contenders, each in a process of its own, run by run in turn: drift of the machine meets all of them alike."""
 
 from __future__ import annotations
 
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from .bundle import Bundle
+from .errors import HartError
 from .options import Options
 from .pipeline import Pipeline
 from .timing import StageTimes, peak_memory
 
+Once = Callable[[StageTimes], None]
+
 
 @dataclass(frozen=True)
 class Job:
-    """What is run: prompts with one seed each, settings, counted runs after one warm-up."""
+    """What is drawn: prompts with one seed each, and the settings."""
 
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
     options: Options
-    runs: int
+
+
+@dataclass(frozen=True)
+class Loader:
+    """How a contender is loaded in its process: a picklable function and its arguments.
+
+    The function returns the function of one run and the number of image tokens that a run makes.
+    """
+
+    function: Callable[..., tuple[Once, int]]
+    arguments: tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -31,62 +47,118 @@ class Measurement:
     """Result of one contender.
 
     Attributes:
-        load_seconds: from the call to ready.
-        stages: median seconds per stage over the runs.
-        totals: seconds of every counted run.
+        load_seconds: from the start of loading to ready.
+        runs: seconds per stage of every counted run.
         tokens: image tokens of one run, all scales and pictures.
         peak_memory_bytes: largest resident size of the process.
     """
 
     load_seconds: float
-    stages: dict[str, float]
-    totals: list[float]
+    runs: list[dict[str, float]]
     tokens: int
     peak_memory_bytes: int
 
     @property
+    def stages(self) -> dict[str, float]:
+        """Median seconds per stage."""
+        return {stage: statistics.median(run[stage] for run in self.runs) for stage in self.runs[0]}
+
+    @property
     def seconds(self) -> float:
-        """Median of a run."""
-        return statistics.median(self.totals)
+        """Median seconds of a run."""
+        return statistics.median(sum(run.values()) for run in self.runs)
 
     def to_json(self) -> dict[str, Any]:
-        return {**vars(self), "seconds": self.seconds, "tokens_per_second": self.tokens / self.seconds}
+        return {**vars(self), "stages": self.stages, "seconds": self.seconds, "tokens_per_second": self.tokens / self.seconds}
 
 
-Load = Callable[[], tuple[Callable[[StageTimes], None], int]]
+def measure(contenders: Mapping[str, Loader], runs: int) -> dict[str, Measurement]:
+    """One warm-up each, then `runs` rounds in which every contender runs once."""
+    with ExitStack() as stack:
+        workers = {name: stack.enter_context(Worker(loader)) for name, loader in contenders.items()}
+        for worker in workers.values():
+            worker.once()
+        samples: dict[str, list[dict[str, float]]] = {name: [] for name in workers}
+        for _ in range(runs):
+            for name, worker in workers.items():
+                samples[name].append(worker.once())
+        return {
+            name: Measurement(worker.load_seconds, samples[name], worker.tokens, worker.peak_memory()) for name, worker in workers.items()
+        }
 
 
-def repeat(load: Load, runs: int) -> Measurement:
-    """Load, warm up once, run `runs` times. `load` returns the function of one run and its token count."""
-    start = time.perf_counter()
-    once, tokens = load()
-    loaded = time.perf_counter() - start
-    once(StageTimes())
-    samples = []
-    for _ in range(runs):
-        times = StageTimes()
-        once(times)
-        samples.append(times)
-    stages = {stage: statistics.median(sample.seconds[stage] for sample in samples) for stage in samples[0].seconds}
-    return Measurement(loaded, stages, [sample.total for sample in samples], tokens, peak_memory())
+def load_bundle(bundle: Path, backend: str, job: Job) -> tuple[Once, int]:
+    """The runtime on a bundle, for `Loader`."""
+    pipe = Pipeline.open(Bundle(bundle, check_files=False), backend=backend)
+    tokens = sum(p * p for p in pipe.spec.patch_nums) * len(job.prompts)
+
+    def once(times: StageTimes) -> None:
+        pipe.generate_batch(job.prompts, seeds=job.seeds, options=job.options, times=times)
+
+    return once, tokens
 
 
-def measure_bundle(bundle: Path, backend: str, job: Job) -> Measurement:
-    """The runtime on a bundle."""
+class Worker:
+    """A contender in its own process; a context manager that ends it. HartErrors of the process are raised here."""
 
-    def load() -> tuple[Callable[[StageTimes], None], int]:
-        pipe = Pipeline.open(Bundle(bundle, check_files=False), backend=backend)
-        tokens = sum(p * p for p in pipe.spec.patch_nums) * len(job.prompts)
-        return lambda times: _generate(pipe, job, times), tokens
+    def __init__(self, loader: Loader) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, other = context.Pipe()
+        self._process = context.Process(target=_serve, args=(other, loader), daemon=True)
+        self._process.start()
+        other.close()
+        self.load_seconds, self.tokens = self._receive()
 
-    return repeat(load, job.runs)
+    def once(self) -> dict[str, float]:
+        """One run; returns seconds per stage."""
+        return self._ask("run")
+
+    def peak_memory(self) -> int:
+        """Largest resident size of the process so far, in bytes."""
+        return self._ask("memory")
+
+    def _ask(self, request: str) -> Any:
+        self._connection.send(request)
+        return self._receive()
+
+    def _receive(self) -> Any:
+        try:
+            answer = self._connection.recv()
+        except EOFError:
+            raise HartError("a measured process died.", "It may have run out of memory; try a smaller batch.") from None
+        if isinstance(answer, HartError):
+            raise answer
+        return answer
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._connection.close()
+        self._process.join(timeout=5)
+        self._process.kill()
 
 
-def in_own_process(function: Callable[..., Measurement], arguments: Sequence[Any]) -> Measurement:
-    """Call a picklable function in a fresh process, so that peak memory and thread pools are its own."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
+def _serve(connection: Connection, loader: Loader) -> None:
+    """Load, then answer requests until the other side closes."""
+    try:
+        start = time.perf_counter()
+        once, tokens = loader.function(*loader.arguments)
+        connection.send((time.perf_counter() - start, tokens))
+        while True:
+            connection.send(_run(once) if connection.recv() == "run" else peak_memory())
+    except (EOFError, KeyboardInterrupt):
+        return
+    except HartError as error:
+        connection.send(error)
 
 
-def _generate(pipe: Pipeline, job: Job, times: StageTimes) -> None:
-    pipe.generate_batch(job.prompts, seeds=job.seeds, options=job.options, times=times)
+def _run(once: Once) -> dict[str, float]:
+    times = StageTimes()
+    once(times)
+    return times.seconds
+
+
+def job_of(prompt: str, batch: int) -> Job:
+    """The same prompt `batch` times, seeds 0, 1, …, default settings."""
+    return Job((prompt,) * batch, tuple(range(batch)), Options())

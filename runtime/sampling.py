@@ -5,8 +5,11 @@ Follows HART's published sampler; noise comes from outside.
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import ThreadpoolController
 
 from .noise import Float32
 
@@ -55,8 +58,16 @@ def choose(masked: Float32, gumbel: Float32) -> Int64:
 def smooth_codes(masked: Float32, gumbel: Float32, ratio: float, codebook: Float32) -> Float32:
     """`softmax((masked·(1+ratio) + gumbel)/τ) @ codebook`, τ = max(0.27·(1 − 0.95·ratio), 0.005): [L, Z]."""
     temperature = max(0.27 * (1 - 0.95 * ratio), 0.005)
-    mixed: Float32 = softmax((masked * np.float32(1 + ratio) + gumbel) / np.float32(temperature)) @ codebook
+    weights = softmax((masked * np.float32(1 + ratio) + gumbel) / np.float32(temperature))
+    with _blas().limit(limits=1, user_api="blas"):  # BLAS threads spin on after the product, beside the next engine's
+        mixed: Float32 = weights @ codebook
     return mixed
+
+
+@functools.cache
+def _blas() -> ThreadpoolController:
+    """Handle of NumPy's BLAS; finding it scans the loaded libraries, so once is enough."""
+    return ThreadpoolController()
 
 
 def softmax(x: Float32) -> Float32:

@@ -48,11 +48,11 @@ class ScaleLoop:
         """Yield every scale in turn; the last one's f_hat includes the diffusion residual."""
         spec, batch = self.spec, conditioning.batch
         with times("context"):
-            x = self.transformer.begin(conditioning)
+            run, x = self.transformer.begin(conditioning)
         f_hat = self.transition.initial(batch)
         for scale in range(spec.scales):
             with times("transformer"):
-                hidden, logits = self.transformer.step(scale, x)
+                hidden, logits = run.step(scale, x)
             with times("sampling"):
                 tokens, h = self.sample(scale, logits, batch, options, noise)
             if scale < spec.scales - 1:
@@ -74,11 +74,10 @@ class ScaleLoop:
     def _sample_image(
         self, scale: int, conditional: Float32, unconditional: Float32 | None, image: int, options: Options, noise: Noise
     ) -> tuple[Int64, Float32]:
-        ratio = scale_ratio(scale, self.spec.scales)
+        ratio, shape = scale_ratio(scale, self.spec.scales), (conditional.shape[0], conditional.shape[1])
         masked = guide(conditional, unconditional, options.cfg * ratio)
         keep_top_k(masked, top_k_of(options, scale))
         keep_top_p(masked, options.top_p)
-        shape = (masked.shape[0], masked.shape[1])
         index = choose(masked, noise.token(image, scale, shape))
         if not options.smooth:
             return index, self.codebook[index]

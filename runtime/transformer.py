@@ -32,34 +32,37 @@ class Conditioning:
 
 
 class ScaleTransformer:
-    """Text in, then one `step` per scale.
+    """The transformer and its text entry; `begin` starts a run of its own for every batch.
 
     At scale 0 only the B conditional rows run: its guidance weight is 0 and the unconditional rows' keys and values
     are constants. From scale 1 on there are 2B rows, conditional first.
     """
 
     def __init__(self, spec: ModelSpec, context: Engine, transformer: Engine, constants: dict[str, Array]) -> None:
-        self.spec, self._context, self._engine, self._constants = spec, context, transformer, constants
+        self.spec, self.engine, self.constants, self._context = spec, transformer, constants, context
 
-    def begin(self, conditioning: Conditioning) -> Array:
-        """Start a batch; returns the input of scale 0, [B, T, C]."""
+    def begin(self, conditioning: Conditioning) -> tuple[TransformerRun, Array]:
+        """Start a batch; returns the run and the input of scale 0, [B, T, C]."""
         x, head = self.embed(conditioning)
-        self.start(conditioning.position_ids, head)
-        return x
+        return TransformerRun(self, conditioning.position_ids, head), x
 
     def embed(self, conditioning: Conditioning) -> tuple[Array, dict[str, Array]]:
         """Input of scale 0 [B, T, C] and the head's modulation, `head_scale` and `head_shift` [2B, 1, C]."""
-        spec, batch, dtype = self.spec, conditioning.batch, self._engine.inputs["x"].dtype
+        spec, batch, dtype = self.spec, conditioning.batch, self.engine.inputs["x"].dtype
         x = np.empty((batch, spec.context_tokens, spec.width), dtype)
         head: dict[str, Array] = {name: np.empty((2 * batch, 1, spec.width), dtype) for name in ("head_scale", "head_shift")}
         hidden = conditioning.hidden.astype(self._context.inputs["context"].dtype, copy=False)
         self._context.run({"context": hidden}, {"x": x, **head})
         return x, head
 
-    def start(self, position_ids: npt.NDArray[np.int64], head: dict[str, Array]) -> None:
-        """Empty the cache for a new batch with these context positions [B, T] and this head modulation."""
+
+class TransformerRun:
+    """One batch under way: its cache, its context positions [B, T] and its head modulation."""
+
+    def __init__(self, transformer: ScaleTransformer, position_ids: npt.NDArray[np.int64], head: dict[str, Array]) -> None:
+        self.spec, self._engine, constants = transformer.spec, transformer.engine, transformer.constants
         batch, dtype = position_ids.shape[0], self._engine.inputs["x"].dtype
-        self._cache = KVCache(self.spec, batch, dtype, self._constants[UNCONDITIONAL_K], self._constants[UNCONDITIONAL_V])
+        self.cache = KVCache(self.spec, batch, dtype, constants[UNCONDITIONAL_K], constants[UNCONDITIONAL_V])
         self._positions, self._head = position_ids, head
         self._offset = np.concatenate([position_ids[:, -1], np.zeros(batch, np.int64)])
 
@@ -67,8 +70,8 @@ class ScaleTransformer:
         """x [R, L, C] → hidden [R, L, C] and logits [R, L, V] float32; R = B at scale 0, else 2B."""
         rows, tokens, _ = x.shape
         cos, sin = self._tables(scale)
-        position = np.full(rows, self._cache.length, np.int64)
-        cache_in, cache_out = self._cache.bindings(rows)
+        position = np.full(rows, self.cache.length, np.int64)
+        cache_in, cache_out = self.cache.bindings(rows)
         hidden = np.empty_like(x)
         logits = np.empty((rows, tokens, self.spec.codebook_size), np.float32)
         inputs = {
@@ -81,7 +84,7 @@ class ScaleTransformer:
             **cache_in,
         }
         self._engine.run(inputs, {"hidden": hidden, "logits": logits, **cache_out})
-        self._cache.advance(tokens)
+        self.cache.advance(tokens)
         return hidden, logits
 
     def _tables(self, scale: int) -> tuple[Float32, Float32]:

@@ -10,7 +10,7 @@ import torch
 from hart_edge.runtime.diffusion import RESIDUAL_GAIN, effective_guidance, schedule, timesteps
 from hart_edge.runtime.options import Options
 from hart_edge.runtime.pipeline import Pipeline
-from hart_edge.runtime.transformer import Conditioning
+from hart_edge.runtime.transformer import Conditioning, TransformerRun
 
 from ..recording import Arrays, Recording
 from ..reference.hart import HartReference
@@ -54,10 +54,11 @@ class TeacherForced:
     def transformer(self) -> None:
         transformer, batch = self.pipe.loop.transformer, self.recording.batch
         dtype = self.pipe.engines["transformer"].inputs["x"].dtype
-        transformer.start(self.recording.position_ids, {name: self.reference[name].astype(dtype) for name in ("head_scale", "head_shift")})
+        head = {name: self.reference[name].astype(dtype) for name in ("head_scale", "head_shift")}
+        run = TransformerRun(transformer, self.recording.position_ids, head)
         for scale in range(self.pipe.spec.scales):
             rows = batch if scale == 0 else 2 * batch
-            hidden, logits = transformer.step(scale, self.reference[f"x_{scale}"][:rows].astype(dtype))
+            hidden, logits = run.step(scale, self.reference[f"x_{scale}"][:rows].astype(dtype))
             want, where = self.reference[f"logits_{scale}"][:rows], f"scale {scale}"
             self.add_relative("transformer", "hidden", hidden, self.reference[f"hidden_{scale}"][:rows], where)
             self.add_relative("transformer", "logits", logits, want, where)

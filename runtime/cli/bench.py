@@ -9,10 +9,9 @@ import typer
 from rich.table import Table
 
 from ..backends import check_backend
-from ..bench import Job, Measurement, in_own_process, measure_bundle
+from ..bench import Loader, Measurement, job_of, load_bundle, measure
 from ..bundle import Bundle
 from ..errors import InputError
-from ..options import Options
 from . import export_tools
 from .output import console, mebibytes, write_json
 
@@ -27,15 +26,16 @@ def bench(
     backend: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures; - for standard output.")] = None,
 ) -> None:
-    """Measure a bundle: median seconds per stage, tokens per second, peak memory; each contender in its own process."""
+    """Measure a bundle: median seconds per stage, tokens per second, peak memory; contenders take turns, each in its own process."""
     if runs < 1 or batch < 1:
         raise InputError(f"runs is {runs} and batch is {batch}; expected 1 or more of each.")
     check_backend(backend)
     Bundle(bundle).engine("text_encoder")
-    job = Job((prompt,) * batch, tuple(range(batch)), Options(), runs)
-    results = {"runtime": in_own_process(measure_bundle, (bundle, backend, job))}
+    job = job_of(prompt, batch)
+    contenders = {"runtime": Loader(load_bundle, (bundle, backend, job))}
     if checkpoint is not None:
-        results["reference"] = in_own_process(export_tools.load("bench").measure_reference, (checkpoint, text_model, job))
+        contenders["reference"] = Loader(export_tools.load("bench").load_reference, (checkpoint, text_model, job))
+    results = measure(contenders, runs)
     write_json(json_file, {name: result.to_json() for name, result in results.items()})
     if str(json_file) != "-":
         console().print(_table(results, f"{bundle}: median of {runs}, batch {batch}"))
