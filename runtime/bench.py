@@ -111,11 +111,12 @@ class Worker:
 
     def once(self) -> dict[str, float]:
         """One run; returns seconds per stage."""
-        return self._ask("run")
+        seconds: dict[str, float] = self._ask("run")
+        return seconds
 
     def peak_memory(self) -> int:
         """Largest resident size of the process so far, in bytes."""
-        return self._ask("memory")
+        return int(self._ask("memory"))
 
     def _ask(self, request: str) -> Any:
         self._connection.send(request)

@@ -110,7 +110,7 @@ def test_cancelled_overwrite_keeps_the_old_bundle(checkpoint: Checkpoint, bundle
 
 
 def test_unknown_precision_is_named(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="'int4'.*fp32, fp16"):
+    with pytest.raises(InputError, match=r"'int4'.*fp32, fp16"):
         export_bundle(checkpoint, tmp_path / "bundle", "int4")
 
 
