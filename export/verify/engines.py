@@ -37,11 +37,12 @@ class TeacherForced:
         self.residual()
         self.decoder()
 
-    def add(self, stage: str, metric: str, value: float, where: str = "", gate: str = "") -> None:
-        self.report.add(stage, MODE, metric, value, self.gates.get(gate or metric), where)
+    def add(self, stage: str, metric: str, value: float, where: str = "") -> None:
+        self.report.add(stage, MODE, metric, value, self.gates.get(metric), where)
 
     def add_relative(self, stage: str, tensor: str, value: Any, reference: Any, where: str) -> None:
-        self.add(stage, f"{tensor} relative error", metrics.relative_error(value, reference), where, "relative error")
+        gate = self.gates.get(f"{stage} {tensor}", self.gates["relative error"])
+        self.report.add(stage, MODE, f"{tensor} relative error", metrics.relative_error(value, reference), gate, where)
 
     def context(self) -> None:
         conditioning = Conditioning(self.recording.context, self.recording.position_ids)

@@ -42,6 +42,8 @@ NONE_DIFFERS = Gate(0)
 ENGINE: dict[str, dict[str, Gate]] = {
     "fp32": {
         "relative error": Gate(2e-5),
+        "residual_step x": Gate(5e-4),
+        "decoder decoded": Gate(2e-4),
         "logits cosine": at_least(0.99999),
         "tokens equal": at_least(0.999),
         "decoder PSNR dB": at_least(50),
@@ -52,6 +54,8 @@ ENGINE: dict[str, dict[str, Gate]] = {
     },
     "fp16": {
         "relative error": Gate(1e-2),
+        "residual_step x": Gate(5e-2),
+        "decoder decoded": Gate(3e-2),
         "logits cosine": at_least(0.999),
         "tokens equal": at_least(0.999),
         "decoder PSNR dB": at_least(40),
@@ -61,7 +65,10 @@ ENGINE: dict[str, dict[str, Gate]] = {
         "picture SSIM": at_least(0.9),
     },
 }
-"""Engines against the reference, by precision.
+"""Engines against the reference, by precision. "relative error" holds for every tensor that has no entry of its own:
+
+`residual_step x`: the first steps multiply the prediction, and its rounding, by √(1/ᾱ), up to some thousands.
+`decoder decoded`: some forty convolutions in a row (3.4e-5 measured at the released width in fp32).
 
 `flip gap`: where a free-running engine first chooses another token, how far apart the two candidates were for the
 reference (noise included). A flip is only accepted as a tie broken the other way; after one, the picture's own gates
