@@ -4,10 +4,8 @@
     y = softmax(scale · q · k_next[:, :, :n]ᵀ) · v_next[:, :, :n],  n = length[0]
 
 All rows share one position and one length; the op takes one per row because TensorScatter does. The body reads only
-the valid prefix: on the CPU, Attention with `nonpad_kv_seqlen` computes over the whole buffer instead, which took
-51 ms against 13 ms for 324 new of 939 valid positions in a buffer of 2539 (8 heads of 64, 2 rows, fp32, ONNX Runtime
-1.31.1, 2 cores of a Xeon at 2.5 GHz, 2026-11-21; `tests/bench_cached_attention.py`). Bound to one buffer in and out,
-TensorScatter writes in place.
+the valid prefix: on the CPU, Attention with `nonpad_kv_seqlen` computes over the whole buffer instead and is slower
+(figures: docs/measurements.md). Bound to one buffer in and out, TensorScatter writes in place.
 """
 
 from __future__ import annotations

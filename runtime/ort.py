@@ -62,8 +62,8 @@ class OrtEngine:
 def _open(path: Path, name: str, threads: int) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
-    # Every engine has threads of its own. Spinning after work, they take the cores from the next engine: without it the
-    # transformer of a 256 px model took 0.60 instead of 0.85 s (2 cores of a Xeon at 2.5 GHz, 2026-11-21).
+    # Every engine has threads of its own. Spinning after work, they would take the cores from the next engine
+    # (figures: docs/measurements.md).
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 4  # errors come back as exceptions
     try:
