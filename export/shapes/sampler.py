@@ -1,0 +1,158 @@
+"""Draws scenes: what is in them, then where it stands.
+
+Held-out combinations are those a training scene never contains: five (colour, shape) pairs, one in ten, and of the other
+pairs about one (count, colour, shape) in ten, where the count is the group's. Knows nothing of pixels or words.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from hart_edge.export.shapes.scene import BACKGROUNDS, COLOURS, MAX_ITEMS, SHAPES, Background, Group, Item, Scene, Spec
+
+HELD_OUT_PAIRS = frozenset({("red", "star"), ("blue", "ring"), ("green", "cross"), ("yellow", "triangle"), ("purple", "square")})
+HELD_OUT_COUNTS = frozenset(
+    (count, colour, shape)
+    for count in range(1, MAX_ITEMS + 1)
+    for i, colour in enumerate(COLOURS)
+    for j, shape in enumerate(SHAPES)
+    if (count + 3 * i + 5 * j) % 10 == 0 and (colour, shape) not in HELD_OUT_PAIRS
+)
+CONTAINERS = ("ring", "circle", "square")  # shapes that a small one can lie inside or upon
+SIDEWAYS = ("left of", "right of", "above", "below")
+
+EDGE = 0.03  # least distance from a circle around an item to the picture's edge
+GAP = 0.04  # least distance between two such circles
+RELATION_MARGIN = 0.16  # least distance between centres along the relation's axis
+TONES = (
+    (0.96, 0.96, 0.95),
+    (0.90, 0.90, 0.90),
+    (0.82, 0.82, 0.82),
+    (0.95, 0.93, 0.88),
+    (0.88, 0.91, 0.94),
+    (0.89, 0.93, 0.89),
+    (0.93, 0.89, 0.92),
+)
+
+
+def is_held_out(group: Group) -> bool:
+    """Whether a training scene must not contain this group."""
+    return (group.colour, group.shape) in HELD_OUT_PAIRS or (group.count, group.colour, group.shape) in HELD_OUT_COUNTS
+
+
+def sample_scene(rng: np.random.Generator, held_out: bool = False) -> Scene:
+    """One scene of 1 to 4 objects; with `held_out` it has at least one held-out group, without it none."""
+    while True:
+        spec = _sample_spec(rng)
+        if any(is_held_out(group) for group in spec.groups) != held_out:
+            continue
+        items = _place(spec, rng)
+        if items is not None:
+            return Scene(items, spec.relation, _sample_background(rng))
+
+
+def _sample_spec(rng: np.random.Generator) -> Spec:
+    """30 % one group, 10 % one inside the other, 15 % two groups joined by "and", 45 % side by side or one above the other."""
+    kind = rng.random()
+    if kind < 0.3:
+        return Spec((_sample_group(rng, int(rng.integers(1, MAX_ITEMS + 1))),))
+    if kind < 0.4:
+        return _sample_inside(rng)
+    relation = None if kind < 0.55 else SIDEWAYS[rng.integers(4)]
+    first = _sample_group(rng, int(rng.integers(1, 4)))
+    second = _sample_group(rng, int(rng.integers(1, 3 if first.count < 3 else 2)))
+    if (first.colour, first.shape) == (second.colour, second.shape):
+        return _sample_spec(rng)
+    return Spec((first, second), relation)
+
+
+def _sample_group(rng: np.random.Generator, count: int, size: str | None = None) -> Group:
+    colour, shape, large = rng.integers((len(COLOURS), len(SHAPES), 2)).tolist()
+    return Group(count, tuple(COLOURS)[colour], SHAPES[shape], size or ("large" if large else "small"))
+
+
+def _sample_inside(rng: np.random.Generator) -> Spec:
+    """One small object on a large ring, circle or square of another colour."""
+    inner, outer = _sample_group(rng, 1, "small"), _sample_group(rng, 1, "large")
+    outer = Group(1, outer.colour, CONTAINERS[rng.integers(3)], "large")
+    return _sample_inside(rng) if inner.colour == outer.colour else Spec((inner, outer), "inside")
+
+
+def _place(spec: Spec, rng: np.random.Generator) -> tuple[Item, ...] | None:
+    """Items of `spec` without overlap, or None when the draw did not fit."""
+    if spec.relation == "inside":
+        return _place_inside(spec, rng)
+    total = sum(group.count for group in spec.groups)
+    radii = [_sample_radius(group, total, rng) for group in spec.groups]
+    split = rng.uniform(0.42, 0.58)
+    items: list[Item] = []
+    for index, (group, radius) in enumerate(zip(spec.groups, radii, strict=True)):
+        low, high = _region(spec.relation, index, split, radius)
+        if low[0] > high[0] or low[1] > high[1]:
+            return None
+        for _ in range(group.count):
+            item = _place_one(items, group, radius, (low, high), rng)
+            if item is None:
+                return None
+            items.append(item)
+    return tuple(items)
+
+
+def _sample_radius(group: Group, total: int, rng: np.random.Generator) -> float:
+    """A radius of the group's size; large objects are smaller where there are many."""
+    if group.size == "small":
+        return float(rng.uniform(0.085, 0.1))
+    return float(rng.uniform(0.135, (0.2, 0.18, 0.155, 0.15)[total - 1]))
+
+
+def _region(relation: str | None, index: int, split: float, radius: float) -> tuple[list[float], list[float]]:
+    """Lowest and highest (x, y) of a centre: the whole picture, or the side of `split` that the relation gives the group."""
+    low, high = [radius + EDGE] * 2, [1 - radius - EDGE] * 2
+    if relation is not None:
+        axis = 0 if relation in ("left of", "right of") else 1
+        before = (relation in ("left of", "above")) == (index == 0)
+        if before:
+            high[axis] = split - RELATION_MARGIN / 2
+        else:
+            low[axis] = split + RELATION_MARGIN / 2
+    return low, high
+
+
+def _place_one(
+    items: list[Item], group: Group, radius: float, region: tuple[list[float], list[float]], rng: np.random.Generator
+) -> Item | None:
+    """An item at a free place in `region`, or None after 40 tries."""
+    radius *= rng.uniform(0.96, 1.0)
+    (left, top), (right, bottom) = region
+    for u, v in rng.random((40, 2)).tolist():
+        x, y = left + u * (right - left), top + v * (bottom - top)
+        if all(math.hypot(x - other.x, y - other.y) >= radius + other.radius + GAP for other in items):
+            return _item(group, x, y, radius, rng)
+    return None
+
+
+def _place_inside(spec: Spec, rng: np.random.Generator) -> tuple[Item, ...]:
+    """A small item near the middle of a large one; a ring's hole keeps a gap around it."""
+    inner, outer = spec.groups
+    radius = rng.uniform(0.27, 0.34)
+    x, y = rng.uniform(radius + EDGE, 1 - radius - EDGE, size=2).tolist()
+    small = rng.uniform(0.075, 0.085)
+    angle, reach = rng.uniform(0, 2 * math.pi), rng.uniform(0, 1) * (0.5 * radius - small - 0.02)
+    over = _item(inner, x + reach * math.cos(angle), y + reach * math.sin(angle), small, rng)
+    return over, _item(outer, x, y, radius, rng)
+
+
+def _item(group: Group, x: float, y: float, radius: float, rng: np.random.Generator) -> Item:
+    return Item(group.shape, group.colour, str(group.size), x, y, float(radius), float(rng.uniform(-0.15, 0.15)))
+
+
+def _sample_background(rng: np.random.Generator) -> Background:
+    """A pale ground whose second tone is a little darker than its first."""
+    kind = BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
+    shift = float(rng.uniform(-0.02, 0.02))
+    tone = tuple(v + shift for v in TONES[rng.integers(len(TONES))])
+    depth = rng.uniform(0.08, 0.16) if kind == "gradient" else rng.uniform(0.05, 0.09)
+    frequency, angle, phase = rng.uniform((14.0, 0.0, 0.0), (26.0, math.pi, 2 * math.pi)).tolist()
+    return Background(kind, tone, tuple(v * (1 - depth) for v in tone), frequency, angle, phase, int(rng.integers(2**31)))
