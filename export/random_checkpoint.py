@@ -15,17 +15,15 @@ from typing import Annotated
 import torch
 import typer
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2Model
+from transformers import Qwen2Config, Qwen2Model
 
 from hart_edge.runtime.errors import InputError
 from hart_edge.runtime.files import writable_folder
 
+from .bpe import save_tokenizer, train_bpe
 from .reference.config import AutoencoderConfig, TransformerConfig
 from .reference.hart import HartReference
-
-PAD = "<|endoftext|>"
 
 
 @dataclass(frozen=True)
@@ -118,7 +116,7 @@ def _write(folder: Path, config: dict[str, object], state: dict[str, Tensor]) ->
 
 
 def _write_text_model(folder: Path, sizes: dict[str, int]) -> None:
-    tokenizer = train_tokenizer()
+    tokenizer = train_bpe(captions())
     width = sizes["hidden_size"]
     config = Qwen2Config(
         **sizes, num_key_value_heads=2, intermediate_size=2 * width, vocab_size=tokenizer.get_vocab_size(), use_sliding_window=False
@@ -126,19 +124,7 @@ def _write_text_model(folder: Path, sizes: dict[str, int]) -> None:
     model = Qwen2Model(config)
     _scatter(model)
     model.save_pretrained(folder)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=PAD).save_pretrained(folder)
-
-
-def train_tokenizer(vocabulary: int = 512) -> Tokenizer:
-    """Byte-level BPE as Qwen2's, trained on the captions below."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=[PAD], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
-    tokenizer.train_from_iterator(captions(), trainer)
-    return tokenizer
+    save_tokenizer(tokenizer, folder)
 
 
 def captions() -> list[str]:
