@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 FLOOR = 0.01  # of the peak learning rate, at the end of the stage
 
@@ -53,3 +53,14 @@ class Average:
     def update(self, module: nn.Module, step: int) -> None:
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(self.module.parameters()), [p.detach() for p in module.parameters()], 1 - decay)
+
+
+def descend(loss: Tensor, module: nn.Module, optimizer: torch.optim.Optimizer, average: Average, lr: float, step: int) -> Tensor:
+    """One update at rate `lr`, gradients clipped to norm 1, averaged; returns the norm before clipping."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+    set_learning_rate(optimizer, lr)
+    optimizer.step()
+    average.update(module, step)
+    return norm

@@ -25,7 +25,7 @@ from .assemble import write_part
 from .data import Batch, Source, make_batch
 from .image_loss import image_loss, psnr
 from .loop import Metrics
-from .optim import Average, adamw, groups, learning_rate, set_learning_rate
+from .optim import Average, adamw, descend, groups, learning_rate
 from .quantize import CodebookCare, gain_of, quantise
 from .sizes import Size
 
@@ -71,12 +71,8 @@ class TokenizerTrainer:
         pixels = image_loss(picture, 2 * image - 1)
         over = torch.relu(code.rest.abs() - options.limit).square().mean()
         loss = pixels + options.vq * code.loss + options.penalty * over
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        set_learning_rate(self.optimizer, learning_rate(options.lr, step, progress, options.warmup))
-        self.optimizer.step()
-        self.average.update(self.model, step)
+        lr = learning_rate(options.lr, step, progress, options.warmup)
+        norm = descend(loss, self.model, self.optimizer, self.average, lr, step)
         self._tend(code.indices, code.cells, step, progress)
         inside = (code.rest.abs() < RESIDUAL_GAIN).float().mean()
         rms = code.rest.square().mean().sqrt()

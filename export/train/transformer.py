@@ -33,7 +33,7 @@ from .diffusion_loss import DiffusionLoss, residual_target
 from .held_out import measure
 from .joint import Joint
 from .loop import Metrics
-from .optim import Average, adamw, groups, learning_rate, set_learning_rate
+from .optim import Average, adamw, descend, groups, learning_rate
 from .pool import LatentPool
 from .quantize import Codes, encode
 from .sequence import Predictions, forward, kept_count, random_places, run_block, take
@@ -87,12 +87,8 @@ class TransformerTrainer:
             mse, kl = self._diffusion(out, codes, g)
         losses = self._cross_entropy(out, codes)
         loss = losses["ce"] + options.diffusion * (mse + kl)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        set_learning_rate(self.optimizer, learning_rate(options.lr, step, progress, options.warmup))
-        self.optimizer.step()
-        self.average.update(self.model, step)
+        lr = learning_rate(options.lr, step, progress, options.warmup)
+        norm = descend(loss, self.model, self.optimizer, self.average, lr, step)
         return {"loss": loss, **losses, "eps": mse, "kl": kl, "grad": norm}
 
     @torch.no_grad()

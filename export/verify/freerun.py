@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from hart_edge.runtime.engine import Array
 from hart_edge.runtime.pipeline import Pipeline
@@ -37,8 +38,6 @@ def check_free_running(pipe: Pipeline, conditioning: Conditioning, recording: Re
 
 def _flip_gap(recording: Recording, reference: Arrays, scale: int, tokens: Array) -> float:
     """Largest difference, for the reference, between its own choice and the engine's at the first flipped scale."""
-    import torch
-
     settings = recording.settings
     guided = torch.from_numpy(reference[f"cfg_logits_{scale}"])
     top_k = default_top_k(scale) if settings.top_k is None else settings.top_k
