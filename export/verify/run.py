@@ -58,6 +58,8 @@ def verify_bundle(
     total = len(chunks) + 2
     progress("reading the checkpoint", 0, total)
     model, text = checkpoint.reference(), open_text(checkpoint, system_prompt) if bundle.manifest.text else None
+    if bundle.manifest.text and text is None:
+        raise InputError(f"bundle {bundle.root} has a text encoder but {checkpoint.name} has no text model.", "Name it with --text-model.")
     if model_spec(model) != bundle.spec:
         raise InputError(
             f"bundle {bundle.root} and checkpoint {checkpoint.name} have different sizes.",

@@ -129,6 +129,13 @@ def test_another_checkpoint_fails_or_is_refused(bundle_root: Path, tmp_path: Pat
         verify_bundle(Bundle(bundle_root), load_checkpoint(make_checkpoint(tmp_path / "other", ODD_SIZE)), ONE_PROMPT)
 
 
+def test_checkpoint_without_the_text_model_is_refused(bundle_root: Path, checkpoint_folder: Path, tmp_path: Path) -> None:
+    for part in ("llm", "tokenizer"):
+        shutil.copytree(checkpoint_folder / part, tmp_path / part)
+    with pytest.raises(InputError, match="no text model"):
+        verify_bundle(Bundle(bundle_root), load_checkpoint(tmp_path), ONE_PROMPT)
+
+
 def test_other_system_prompt_is_refused(bundle_root: Path, checkpoint: Checkpoint) -> None:
     with pytest.raises(InputError, match="system prompt"):
         verify_bundle(Bundle(bundle_root), checkpoint, ONE_PROMPT, system_prompt="be brief")
