@@ -62,8 +62,7 @@ class OrtEngine:
 def _open(path: Path, name: str, threads: int) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
-    # Every engine has threads of its own. Spinning after work, they would take the cores from the next engine
-    # (figures: docs/measurements.md).
+    # Every engine has threads of its own. Spinning after work, they would take the cores from the next engine.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 4  # errors come back as exceptions
     try:
