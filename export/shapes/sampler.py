@@ -26,6 +26,15 @@ SIDEWAYS = ("left of", "right of", "above", "below")
 EDGE = 0.03  # least distance from a circle around an item to the picture's edge
 GAP = 0.04  # least distance between two such circles
 RELATION_MARGIN = 0.16  # least distance between centres along the relation's axis
+JITTER = 0.06  # farthest an item lies from its slot along an axis; twice that when it is alone
+BANDS = (0.27, 0.73)  # where the two groups of a scene stand along their relation's axis
+ROWS = {1: (0.5,), 2: (0.29, 0.71), 3: (0.19, 0.5, 0.81)}  # and across it, by count
+ALONE: dict[int, tuple[tuple[float, float], ...]] = {  # slots (x, y) of a scene's only group, by count
+    1: ((0.5, 0.5),),
+    2: ((0.29, 0.5), (0.71, 0.5)),
+    3: ((0.5, 0.29), (0.29, 0.7), (0.71, 0.7)),
+    4: ((0.29, 0.29), (0.71, 0.29), (0.29, 0.71), (0.71, 0.71)),
+}
 TONES = (
     (0.96, 0.96, 0.95),
     (0.90, 0.90, 0.90),
@@ -61,8 +70,8 @@ def _sample_spec(rng: np.random.Generator) -> Spec:
     if kind < 0.4:
         return _sample_inside(rng)
     relation = None if kind < 0.55 else SIDEWAYS[rng.integers(4)]
-    first = _sample_group(rng, int(rng.integers(1, 4)))
-    second = _sample_group(rng, int(rng.integers(1, 3 if first.count < 3 else 2)))
+    first = _sample_group(rng, int(rng.integers(1, MAX_ITEMS)))
+    second = _sample_group(rng, int(rng.integers(1, MAX_ITEMS - first.count + 1)))
     if (first.colour, first.shape) == (second.colour, second.shape):
         return _sample_spec(rng)
     return Spec((first, second), relation)
@@ -81,51 +90,52 @@ def _sample_inside(rng: np.random.Generator) -> Spec:
 
 
 def _place(spec: Spec, rng: np.random.Generator) -> tuple[Item, ...] | None:
-    """Items of `spec` without overlap, or None when the draw did not fit."""
+    """Items of `spec` near their slots and without overlap, or None when the draw did not fit."""
     if spec.relation == "inside":
         return _place_inside(spec, rng)
     total = sum(group.count for group in spec.groups)
-    radii = [_sample_radius(group, total, rng) for group in spec.groups]
-    split = rng.uniform(0.42, 0.58)
+    reach = JITTER if total > 1 else 2 * JITTER
     items: list[Item] = []
-    for index, (group, radius) in enumerate(zip(spec.groups, radii, strict=True)):
-        low, high = _region(spec.relation, index, split, radius)
-        if low[0] > high[0] or low[1] > high[1]:
-            return None
-        for _ in range(group.count):
-            item = _place_one(items, group, radius, (low, high), rng)
+    for index, group in enumerate(spec.groups):
+        radius = _sample_radius(group, rng)
+        for slot in _slots(spec, index):
+            item = _place_one(items, group, radius, slot, reach, rng)
             if item is None:
                 return None
             items.append(item)
     return tuple(items)
 
 
-def _sample_radius(group: Group, total: int, rng: np.random.Generator) -> float:
+def _slots(spec: Spec, index: int) -> list[tuple[float, float]]:
+    """Where the items of group `index` stand, (x, y). Two groups without a relation stand as if left and right.
+
+    What a caption leaves open varies little, because HART draws all tokens of a scale independently of each other: a
+    layout that they would have to agree upon without having been told comes out mixed (see README).
+    """
+    count = spec.groups[index].count
+    if len(spec.groups) == 1:
+        return list(ALONE[count])
+    before = (spec.relation in ("left of", "above", None)) == (index == 0)
+    along = BANDS[0] if before else BANDS[1]
+    upright = spec.relation in ("above", "below")
+    return [(across, along) if upright else (along, across) for across in ROWS[count]]
+
+
+def _sample_radius(group: Group, rng: np.random.Generator) -> float:
     """A radius of the group's size; large objects are smaller where there are many."""
     if group.size == "small":
-        return float(rng.uniform(0.085, 0.1))
-    return float(rng.uniform(0.135, (0.2, 0.18, 0.155, 0.15)[total - 1]))
-
-
-def _region(relation: str | None, index: int, split: float, radius: float) -> tuple[list[float], list[float]]:
-    """Lowest and highest (x, y) of a centre: the whole picture, or the side of `split` that the relation gives the group."""
-    low, high = [radius + EDGE] * 2, [1 - radius - EDGE] * 2
-    if relation is not None:
-        axis = 0 if relation in ("left of", "right of") else 1
-        before = (relation in ("left of", "above")) == (index == 0)
-        if before:
-            high[axis] = split - RELATION_MARGIN / 2
-        else:
-            low[axis] = split + RELATION_MARGIN / 2
-    return low, high
+        return float(rng.uniform(0.09, 0.105))
+    return float(rng.uniform(0.135, (0.2, 0.18, 0.145, 0.17)[group.count - 1]))
 
 
 def _place_one(
-    items: list[Item], group: Group, radius: float, region: tuple[list[float], list[float]], rng: np.random.Generator
+    items: list[Item], group: Group, radius: float, slot: tuple[float, float], reach: float, rng: np.random.Generator
 ) -> Item | None:
-    """An item at a free place in `region`, or None after 40 tries."""
+    """An item at a free place within `reach` of `slot`, or None after 40 tries."""
     radius *= rng.uniform(0.96, 1.0)
-    (left, top), (right, bottom) = region
+    low, high = radius + EDGE, 1 - radius - EDGE
+    left, top = (max(v - reach, low) for v in slot)
+    right, bottom = (min(v + reach, high) for v in slot)
     for u, v in rng.random((40, 2)).tolist():
         x, y = left + u * (right - left), top + v * (bottom - top)
         if all(math.hypot(x - other.x, y - other.y) >= radius + other.radius + GAP for other in items):
@@ -136,9 +146,9 @@ def _place_one(
 def _place_inside(spec: Spec, rng: np.random.Generator) -> tuple[Item, ...]:
     """A small item near the middle of a large one; a ring's hole keeps a gap around it."""
     inner, outer = spec.groups
-    radius = rng.uniform(0.27, 0.34)
-    x, y = rng.uniform(radius + EDGE, 1 - radius - EDGE, size=2).tolist()
-    small = rng.uniform(0.075, 0.085)
+    radius = rng.uniform(0.29, 0.36)
+    x, y = rng.uniform(0.5 - JITTER, 0.5 + JITTER, size=2).tolist()
+    small = rng.uniform(0.085, 0.095)
     angle, reach = rng.uniform(0, 2 * math.pi), rng.uniform(0, 1) * (0.5 * radius - small - 0.02)
     over = _item(inner, x + reach * math.cos(angle), y + reach * math.sin(angle), small, rng)
     return over, _item(outer, x, y, radius, rng)

@@ -57,7 +57,8 @@ def test_places_and_radii() -> None:
         for true in scene.items:
             near = min(found, key=lambda f: abs(f.x - true.x) + abs(f.y - true.y) + abs(f.radius - true.radius))
             assert abs(near.x - true.x) < 0.02 and abs(near.y - true.y) < 0.02
-            assert near.radius == pytest.approx(true.radius, rel=0.08)
+            upon = scene.relation == "inside"  # two colours meet: more of the edge is given up
+            assert near.radius == pytest.approx(true.radius, rel=0.12 if upon else 0.05)
 
 
 @pytest.mark.parametrize("size", [191, 384])
