@@ -24,6 +24,7 @@ from hart_edge.runtime.files import writable_folder
 
 from ..checkpoint import load_checkpoint
 from ..reference.autoencoder import HybridAutoencoder
+from .joint import Joint
 from .sizes import Size
 
 PARTS = ("llm", "tokenizer", "text_model")
@@ -50,6 +51,17 @@ def read_tokenizer(folder: Path, size: Size) -> HybridAutoencoder:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{path} is not a tokenizer of this size: {reason}", remedy) from error
     return model.eval().requires_grad_(False)
+
+
+def read_weights(folder: Path, model: Joint) -> None:
+    """Fill the transformer and the text encoder with what stage 2 wrote to `folder`; CheckpointError when they do not fit."""
+    for part, module in (("llm", model.transformer), ("text_model", model.text)):
+        path = folder / part / WEIGHTS
+        try:
+            module.load_state_dict(load_file(path))
+        except (SafetensorError, OSError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise CheckpointError(f"{path} does not fit this size: {reason}", "Give the --out folder of a run of stage 2.") from error
 
 
 def assemble(run: Path, out: Path, dtype: torch.dtype, overwrite: bool = False) -> None:

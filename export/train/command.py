@@ -35,6 +35,9 @@ def parser(description: str | None, *, minutes: float, batch: int, lr: float, em
     parser.add_argument("--workers", type=int, default=default_workers(), help="processes that sample scenes")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action=BooleanOptionalAction, default=torch.cuda.is_available(), help="torch.compile")
+    parser.add_argument("--graphs", action=BooleanOptionalAction, default=torch.cuda.is_available(), help="CUDA graphs")
+    parser.add_argument("--reuse", type=int, default=4, help="times a rendered picture is used on average; 1 renders every batch anew")
+    parser.add_argument("--pool", type=int, default=32768, help="pictures kept when --reuse is above 1")
     return parser
 
 
@@ -45,13 +48,11 @@ def run_stage(
     trainer_of: Callable[[Size, torch.device], Trainer],
     *,
     tokenize: Tokenize | None = None,
-    batch: int | None = None,
     pinned: dict[str, str] | None = None,
 ) -> int:
     """Train, then write the stage's part of a checkpoint; returns the steps done in all.
 
     Args:
-        batch: pictures a batch of the stream holds, if not `options.batch`.
         pinned: more settings that may not change when the run is resumed.
     """
     _check(options)
@@ -60,7 +61,7 @@ def run_stage(
     folder = RunFolder(options.out, stage, {key: getattr(options, key) for key in _SETTINGS} | (pinned or {}))
     budget = Budget(options.minutes, options.session, options.steps)
     trainer = trainer_of(size_named(options.size), torch.device(options.device))
-    size = batch or options.batch
+    size = options.batch // options.reuse  # new pictures a step
     step = train(
         trainer, lambda start: stream(source, size, options.seed, start=start, workers=options.workers, tokenize=tokenize), folder, budget
     )
@@ -73,6 +74,8 @@ def _check(options: Namespace) -> None:
     for name in ("minutes", "session", "batch", "lr", "warmup"):
         if getattr(options, name) <= 0:
             raise InputError(f"--{name} is {getattr(options, name)}; expected more than 0.")
+    if options.reuse < 1 or options.batch % options.reuse:
+        raise InputError(f"--reuse is {options.reuse}; expected a divisor of --batch {options.batch}.")
     if options.steps is not None and options.steps < 1:
         raise InputError(f"--steps is {options.steps}; expected 1 or more.")
     if options.device == "cuda" and not torch.cuda.is_available():

@@ -33,6 +33,13 @@ class Source(Protocol):
     def render(self, packed: Packed, pixels: int) -> Tensor:
         """[B, 3, pixels, pixels] float32 in 0…1, on the packed tensors' device."""
 
+    @property
+    def claim_sizes(self) -> tuple[int, ...]:
+        """How many values each of a caption's claims can take."""
+
+    def claims(self, caption: str) -> list[int]:
+        """What a caption claims: one number below each of `claim_sizes`."""
+
 
 class Shapes:
     """The procedural pictures of `hart_edge.export.shapes`."""
@@ -53,19 +60,45 @@ class Shapes:
 
         return render.render_packed(packed, size=pixels)
 
+    @property
+    def claim_sizes(self) -> tuple[int, ...]:
+        from ..shapes.claims import CLAIM_SIZES
+
+        return CLAIM_SIZES
+
+    def claims(self, caption: str) -> list[int]:
+        from ..shapes import captions, claims
+
+        return claims.claims_of(captions.parse(caption))
+
+
+@dataclass(frozen=True)
+class Text:
+    """Captions as the text encoder learns them: token ids [B, T] and claims [B, K], int64."""
+
+    ids: Tensor
+    claims: Tensor
+
 
 @dataclass(frozen=True)
 class Batch:
-    """B packed scenes; their captions, and their token ids [B, T] int64 if the stream was given a tokenizer."""
+    """B packed scenes, and their captions if the stream was given a tokenizer."""
 
     packed: Packed
     captions: list[str]
-    ids: Tensor | None
+    text: Text | None
 
     def to(self, device: torch.device) -> Batch:
-        move = {"device": device, "non_blocking": True}
-        ids = None if self.ids is None else self.ids.to(**move)
-        return Batch({key: value.to(**move) for key, value in self.packed.items()}, self.captions, ids)
+        text = None if self.text is None else Text(self.text.ids.to(device), self.text.claims.to(device))
+        return Batch({key: value.to(device) for key, value in self.packed.items()}, self.captions, text)
+
+
+def merge(batches: Sequence[Batch]) -> Batch:
+    """Several batches as one."""
+    packed = {key: torch.cat([batch.packed[key] for batch in batches]) for key in batches[0].packed}
+    texts = [batch.text for batch in batches if batch.text is not None]
+    text = Text(torch.cat([t.ids for t in texts]), torch.cat([t.claims for t in texts])) if texts else None
+    return Batch(packed, [caption for batch in batches for caption in batch.captions], text)
 
 
 def make_batch(source: Source, size: int, seed: int, index: int, *, tokenize: Tokenize | None = None, held_out: bool = False) -> Batch:
@@ -73,7 +106,8 @@ def make_batch(source: Source, size: int, seed: int, index: int, *, tokenize: To
     rng = np.random.default_rng([seed, HELD_OUT_STREAM if held_out else 0, index])
     pairs = [source.sample(rng, held_out) for _ in range(size)]
     captions = [caption for _, caption in pairs]
-    return Batch(source.pack([scene for scene, _ in pairs]), captions, None if tokenize is None else tokenize(captions))
+    text = None if tokenize is None else Text(tokenize(captions), torch.tensor([source.claims(caption) for caption in captions]))
+    return Batch(source.pack([scene for scene, _ in pairs]), captions, text)
 
 
 class _Stream(IterableDataset):  # type: ignore[type-arg]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 from transformers import Qwen2Model
 
 from ..reference.transformer import HartTransformer
@@ -14,10 +16,28 @@ SPREAD = 0.02  # of embeddings and heads
 
 
 class Joint(nn.Module):
-    def __init__(self, transformer: HartTransformer, text: Qwen2Model) -> None:
+    """`reader` says from the text's last hidden state what a caption claims; it exists in training only.
+
+    HART's text model already knows English; ours starts from nothing, and pictures alone teach it to read slowly.
+    """
+
+    def __init__(self, transformer: HartTransformer, text: Qwen2Model, claim_sizes: Sequence[int]) -> None:
         super().__init__()
         self.transformer, self.text = transformer, text
+        self.claim_sizes = list(claim_sizes)
+        self.reader = nn.Linear(transformer.config.context_dim, sum(claim_sizes))
         initialise(transformer)
+
+    def reading_loss(self, hidden: Tensor, positions: Tensor, claims: Tensor) -> Tensor:
+        """hidden [B, T, Ct], positions [B, T] (ending at each caption's last token), claims [B, K] → mean cross-entropy."""
+        last = hidden[torch.arange(len(hidden), device=hidden.device), positions[:, -1]]
+        parts = self.reader(last).float().split(self.claim_sizes, dim=1)
+        return torch.stack([F.cross_entropy(part, claim) for part, claim in zip(parts, claims.T, strict=True)]).mean()
+
+    def matrices(self) -> list[nn.Parameter]:
+        """Weights of the blocks of all three networks: what Muon is for."""
+        blocks = (self.transformer.blocks, self.text.layers, self.transformer.diffloss.net.res_blocks)
+        return [p for block in blocks for p in block.parameters() if p.dim() == 2]
 
 
 @torch.no_grad()

@@ -11,17 +11,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
 from hart_edge.runtime.errors import HartError
 
 from .data import Batch
+from .graphs import Metrics
 from .state import Budget, RunFolder
 
 REPORT_SECONDS = 10.0
 SAVE_SECONDS = 100.0
 EVALUATE_SECONDS = 60.0
-Metrics = dict[str, Tensor]
 
 
 class Trainer(Protocol):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .graphs import clear_gradients
 
 FLOOR = 0.01  # of the peak learning rate, at the end of the stage
 
@@ -34,6 +36,14 @@ def adamw(parameters: Iterable[Any], lr: float, betas: tuple[float, float]) -> t
     return optimizer
 
 
+def muon(parameters: Iterable[Tensor], lr: float, decay: float) -> torch.optim.Optimizer:
+    """Muon (Jordan et al., 2024) for the matrices of blocks, its steps as large as AdamW's (arXiv 2502.16982)."""
+    optimizer = torch.optim.Muon(parameters, lr=lr, weight_decay=decay, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+    for group in optimizer.param_groups:
+        group["factor"] = 1.0
+    return optimizer
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr * group["factor"]
@@ -55,12 +65,16 @@ class Average:
         torch._foreach_lerp_(list(self.module.parameters()), [p.detach() for p in module.parameters()], 1 - decay)
 
 
-def descend(loss: Tensor, module: nn.Module, optimizer: torch.optim.Optimizer, average: Average, lr: float, step: int) -> Tensor:
-    """One update at rate `lr`, gradients clipped to norm 1, averaged; returns the norm before clipping."""
-    optimizer.zero_grad(set_to_none=True)
+def backward(loss: Tensor, module: nn.Module) -> Tensor:
+    """Gradients of `loss`, clipped to norm 1; returns the norm before clipping."""
+    clear_gradients(module)
     loss.backward()
-    norm = nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-    set_learning_rate(optimizer, lr)
-    optimizer.step()
+    return nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+
+
+def descend(optimizers: Sequence[torch.optim.Optimizer], module: nn.Module, average: Average, lr: float, step: int) -> None:
+    """One update at rate `lr` with the gradients that are there, averaged."""
+    for optimizer in optimizers:
+        set_learning_rate(optimizer, lr)
+        optimizer.step()
     average.update(module, step)
-    return norm

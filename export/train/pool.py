@@ -1,36 +1,59 @@
-"""Encoded pictures kept on the device and used more than once: encoding costs as much as a third of a training step.
+"""Prepared examples kept on the device and used more than once: rendering and encoding cost more than a training step.
 
-Holds the latest N latents with their caption tokens. Not part of the saved state: a resumed run fills it again.
+Not part of the saved state: a resumed run fills its pool again.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import torch
 from torch import Tensor
 
+from .data import Batch, merge
 
-class LatentPool:
-    """Ring of latents [N, Z, G, G] and ids [N, T]."""
+Prepare = Callable[[Batch], tuple[Tensor, ...]]
+BURST = 32  # batches prepared together: large operations, and the host waits for the device only then
 
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self.latents: Tensor | None = None
-        self.ids: Tensor | None = None
+
+class Pool:
+    """The latest N examples of what `prepare` makes of a batch: tensors with the batch in front.
+
+    Args:
+        prepare: batch → tensors, on the device.
+        capacity: N; 0 keeps nothing, every batch is used once.
+    """
+
+    def __init__(self, prepare: Prepare, capacity: int) -> None:
+        self.prepare, self.capacity = prepare, capacity
+        self.rings: tuple[Tensor, ...] = ()
         self.filled, self.next = 0, 0
+        self.waiting: list[Batch] = []
 
-    def add(self, latents: Tensor, ids: Tensor) -> None:
-        """Put in [B, Z, G, G] and [B, T], over the oldest."""
-        if self.latents is None or self.ids is None:
-            self.latents = latents.new_empty(self.capacity, *latents.shape[1:])
-            self.ids = ids.new_empty(self.capacity, *ids.shape[1:])
-        place = (torch.arange(len(latents), device=latents.device) + self.next) % self.capacity
-        self.latents[place], self.ids[place] = latents, ids
-        self.next = (self.next + len(latents)) % self.capacity
-        self.filled = min(self.capacity, self.filled + len(latents))
+    @torch.no_grad()
+    def fill(self, batches: Iterator[Batch], share: float = 1 / 16) -> None:
+        """Take batches until a share of the capacity is there."""
+        while self.filled < share * self.capacity:
+            self._add(self.prepare(merge([next(batches) for _ in range(BURST)])))
 
-    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """`count` random members."""
-        if self.latents is None or self.ids is None:
-            raise RuntimeError("draw from an empty pool: add pictures first")
-        pick = torch.randint(self.filled, (count,), device=self.latents.device, generator=generator)
-        return self.latents[pick], self.ids[pick]
+    def draw(self, batch: Batch, count: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Put a batch in, with a delay of up to BURST calls, and take `count` random examples out."""
+        if not self.capacity:
+            return self.prepare(batch)
+        self.waiting.append(batch)
+        if len(self.waiting) == BURST or not self.filled:
+            self._add(self.prepare(merge(self.waiting)))
+            self.waiting = []
+        pick = torch.randint(self.filled, (count,), device=self.rings[0].device, generator=generator)
+        return tuple(ring[pick] for ring in self.rings)
+
+    def _add(self, tensors: tuple[Tensor, ...]) -> None:
+        """Put in, over the oldest."""
+        count = len(tensors[0])
+        if not self.rings:
+            self.rings = tuple(tensor.new_empty(self.capacity, *tensor.shape[1:]) for tensor in tensors)
+        place = (torch.arange(count, device=tensors[0].device) + self.next) % self.capacity
+        for ring, tensor in zip(self.rings, tensors, strict=True):
+            ring[place] = tensor
+        self.next = (self.next + count) % self.capacity
+        self.filled = min(self.capacity, self.filled + count)

@@ -121,7 +121,8 @@ class CodebookCare:
     @torch.no_grad()
     def observe(self, indices: list[Tensor]) -> None:
         """Usage in units of the even share 1/V of a batch."""
-        counts = torch.cat(indices).bincount(minlength=len(self.usage)).float()
+        used = torch.cat(indices)
+        counts = torch.zeros_like(self.usage).index_add_(0, used, torch.ones_like(used, dtype=torch.float32))
         self.usage.lerp_(counts * len(self.usage) / counts.sum(), 1 - self.decay)
 
     @torch.no_grad()

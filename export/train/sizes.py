@@ -52,7 +52,7 @@ SMALL = Size(
         "hybrid": True,
         "v_patch_nums": [1, 2, 3, 4, 5, 6, 8, 10, 13, 16],
         "vocab_size": 1024,
-        "z_channels": 16,
+        "z_channels": 32,
         "ch": 32,
         "ch_mult": [1, 1, 2, 2, 3],
         "quant_resi": 0.5,

@@ -23,9 +23,10 @@ from ..reference.diffusion import RESIDUAL_GAIN
 from . import command
 from .assemble import write_part
 from .data import Batch, Source, make_batch
+from .graphs import Metrics, StepGraphs
 from .image_loss import image_loss, psnr
-from .loop import Metrics
-from .optim import Average, adamw, descend, groups, learning_rate
+from .optim import Average, adamw, backward, descend, groups, learning_rate
+from .pool import Pool
 from .quantize import CodebookCare, gain_of, quantise
 from .sizes import Size
 
@@ -49,6 +50,9 @@ class TokenizerTrainer:
         self.generator = torch.Generator(device)
         compiled = torch.compile if options.compile else lambda f: f
         self.encode, self.decode = compiled(self.model.encode), compiled(self._decode)
+        self.pool = Pool(self._pictures, options.pool if options.reuse > 1 else 0)
+        self.learn = StepGraphs(self._learn, self.generator, options.graphs)
+        self.cells: list[Tensor] = []  # of the last step, per scale [B·p², Z]
         self.held_out: Tensor | None = None
 
     def _decode(self, f: Tensor) -> Tensor:
@@ -56,50 +60,65 @@ class TokenizerTrainer:
         return self.model.decoder(self.model.post_quant_conv(f))
 
     def prepare(self, batches: Iterator[Batch]) -> None:
-        """Nothing to fill."""
+        self.pool.fill(batches)
 
     def step(self, batch: Batch, step: int, progress: float) -> Metrics:
         options, g = self.options, self.generator.manual_seed(self.options.seed * 1_000_003 + step)
-        image = self.render(batch)
+        (picture,) = self.pool.draw(batch, options.batch, g)
+        if step == 0:
+            self._seed_codebook(picture, g)
+        metrics = self.learn("step", picture)
+        descend([self.optimizer], self.model, self.average, learning_rate(options.lr, step, progress, options.warmup), step)
+        if step % 50 == 0 and progress <= RESTARTS_UNTIL:
+            self._restart_codes()
+        return metrics
+
+    def _learn(self, picture: Tensor) -> Metrics:
+        """Loss and gradients of pictures [B, 3, H, W] uint8."""
+        options, g = self.options, self.generator
+        image = (picture.float() / 255).contiguous(memory_format=torch.channels_last)
         with self.autocast():
             latent = self.encode(image).float()
-        if step == 0:
-            self._seed_codebook(latent, g)
         code = quantise(self.model.quantize, latent, options.beta)
         with self.autocast():
-            picture = self.decode(self._decoder_input(latent, code.f_hat, code.rest, g)).float()
-        pixels = image_loss(picture, 2 * image - 1)
+            decoded = self.decode(self._decoder_input(latent, code.f_hat, code.rest, g)).float()
+        pixels = image_loss(decoded, 2 * image - 1)
         over = torch.relu(code.rest.abs() - options.limit).square().mean()
         loss = pixels + options.vq * code.loss + options.penalty * over
-        lr = learning_rate(options.lr, step, progress, options.warmup)
-        norm = descend(loss, self.model, self.optimizer, self.average, lr, step)
-        self._tend(code.indices, code.cells, step, progress)
+        norm = backward(loss, self.model)
+        self.care.observe(code.indices)
+        self.cells = code.cells
         inside = (code.rest.abs() < RESIDUAL_GAIN).float().mean()
         rms = code.rest.square().mean().sqrt()
         return {"loss": loss, "image": pixels, "vq": code.loss, "rest_rms": rms, "inside": inside, "grad": norm}
 
+    def _pictures(self, batch: Batch) -> tuple[Tensor]:
+        """What the pool keeps: rendered, 8 bits a channel."""
+        return ((self.render(batch) * 255 + 0.5).clamp(0, 255).to(torch.uint8),)
+
     def _decoder_input(self, latent: Tensor, f_hat: Tensor, rest: Tensor, g: torch.Generator) -> Tensor:
-        """Each picture's continuous latent, a little noisy, or its codes: even chances."""
+        """Each picture's continuous latent, a little noisy, or its codes; at random."""
         draw = {"device": self.device, "generator": g}
         noise = torch.randn(latent.shape, **draw) * (self.options.noise * rest.detach().square().mean().sqrt())
-        continuous = torch.rand(len(latent), 1, 1, 1, **draw) < 0.5
+        continuous = torch.rand(len(latent), 1, 1, 1, **draw) < self.options.continuous
         return torch.where(continuous, latent + noise, f_hat)
 
-    def _seed_codebook(self, latent: Tensor, g: torch.Generator) -> None:
+    @torch.no_grad()
+    def _seed_codebook(self, picture: Tensor, g: torch.Generator) -> None:
         """Start from the data: all codes onto cells of the first batch, twice (the first pass has no residuals yet)."""
         weight = self.model.quantize.embedding.weight
+        with self.autocast():
+            latent = self.encode(picture.float() / 255).float()
         for _ in range(2):
-            cells = quantise(self.model.quantize, latent.detach(), 0.0).cells
+            cells = quantise(self.model.quantize, latent, 0.0).cells
             self.care.restart(weight.data, cells, g, threshold=torch.inf)
         self.average.module.quantize.embedding.weight.copy_(weight.data)
 
-    def _tend(self, indices: list[Tensor], cells: list[Tensor], step: int, progress: float) -> None:
-        self.care.observe(indices)
-        if step % 50 or progress > RESTARTS_UNTIL:
-            return
-        weight = self.model.quantize.embedding.weight
-        moved = self.care.restart(weight.data, cells, self.generator)[:, None]
-        self.average.module.quantize.embedding.weight.copy_(torch.where(moved, weight.data, self.average.module.quantize.embedding.weight))
+    def _restart_codes(self) -> None:
+        """Unused codes onto cells of the last step, in the average and in the optimiser's moments too."""
+        weight, average = self.model.quantize.embedding.weight, self.average.module.quantize.embedding.weight
+        moved = self.care.restart(weight.data, self.cells, self.generator)[:, None]
+        average.copy_(torch.where(moved, weight.data, average))
         for value in self.optimizer.state[weight].values():
             if value.shape == weight.shape:
                 value.masked_fill_(moved, 0.0)
@@ -173,8 +192,9 @@ def rescale(model: HybridAutoencoder, gain: float) -> None:
 
 
 def parser() -> ArgumentParser:
-    parser = command.parser(__doc__, minutes=9, batch=64, lr=4e-4, ema=0.999, warmup=200)
+    parser = command.parser(__doc__, minutes=9, batch=24, lr=6e-4, ema=0.999, warmup=300)
     parser.add_argument("--beta", type=float, default=0.25, help="commitment")
+    parser.add_argument("--continuous", type=float, default=0.5, help="share of pictures decoded from the continuous latent")
     parser.add_argument("--vq", type=float, default=1.0, help="weight of the quantisation loss")
     parser.add_argument("--limit", type=float, default=0.55, help="magnitude of the continuous residual that is free")
     parser.add_argument("--penalty", type=float, default=1.0, help="on the square of what exceeds --limit")

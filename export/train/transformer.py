@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 import shutil
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -22,19 +22,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hart_edge.runtime.errors import InputError
 from hart_edge.runtime.files import writable_folder
 
 from ..reference.transformer import HartTransformer
 from . import command
-from .assemble import WEIGHTS, read_tokenizer, write_part
-from .data import HELD_OUT_STREAM, Batch, Source, make_batch
+from .assemble import WEIGHTS, read_tokenizer, read_weights, write_part
+from .data import HELD_OUT_STREAM, Batch, Packed, Source, make_batch
 from .diffusion_loss import DiffusionLoss, residual_target
+from .graphs import Metrics, StepGraphs
 from .held_out import measure
 from .joint import Joint
-from .loop import Metrics
-from .optim import Average, adamw, descend, groups, learning_rate
-from .pool import LatentPool
+from .optim import Average, adamw, backward, descend, groups, learning_rate, muon
+from .pool import Pool
 from .quantize import Codes, encode
 from .sequence import Predictions, forward, kept_count, random_places, run_block, take
 from .sizes import Size
@@ -42,6 +41,7 @@ from .text import CaptionTokens, drop_captions, encode_text, new_text_model, wri
 
 EVALUATED = 32  # held-out pictures
 CAPTIONS_FOR_BPE = 8000
+CHUNK = 256  # pictures encoded at a time
 DYNAMO_SHAPES = 32  # one compiled block per sequence length
 
 
@@ -53,12 +53,18 @@ class TransformerTrainer:
         self.size, self.source, self.options, self.captions, self.device = size, source, options, captions, device
         self.vae = read_tokenizer(options.tokenizer, size).to(device, memory_format=torch.channels_last)
         text = new_text_model(size.text, len(captions.tokenizer))
-        self.model = Joint(HartTransformer(size.transformer_config, size.autoencoder_config), text).to(device)
+        self.model = Joint(HartTransformer(size.transformer_config, size.autoencoder_config), text, source.claim_sizes).to(device)
+        if options.init is not None:
+            read_weights(options.init, self.model)
         self.average = Average(self.model, options.ema)
-        self.optimizer = adamw(groups(self.model, options.decay), options.lr, (0.9, 0.95))
+        matrices = self.model.matrices()
+        rest = without(groups(self.model, options.decay), matrices)
+        self.optimizers = [adamw(rest, options.lr, (0.9, 0.95)), muon(matrices, options.lr, options.decay)]
         self.diffusion_loss = DiffusionLoss(device)
         self.generator = torch.Generator(device)
-        self.pool = LatentPool(options.pool) if options.reuse > 1 else None
+        self.pool = Pool(self.latents, options.pool if options.reuse > 1 else 0)
+        self.learn = StepGraphs(self._learn, self.generator, options.graphs)
+        self.weights = scale_weights(size.transformer_config.patch_nums, options.balance)
         self.block, self.encoder = run_block, self.vae.encode
         if options.compile:
             torch._dynamo.config.recompile_limit = DYNAMO_SHAPES
@@ -66,51 +72,62 @@ class TransformerTrainer:
         self.held_out: tuple[Tensor, Tensor] | None = None
 
     def prepare(self, batches: Iterator[Batch]) -> None:
-        """Fill a sixteenth of the pool."""
-        while self.pool is not None and self.pool.filled < self.options.pool // 16:
-            self.pool.add(*self.latents(next(batches)))
+        self.pool.fill(batches)
 
     def step(self, batch: Batch, step: int, progress: float) -> Metrics:
         options, g = self.options, self.generator.manual_seed(self.options.seed * 1_000_003 + step)
-        latent, ids = self.latents(batch)
-        if self.pool is not None:
-            self.pool.add(latent, ids)
-            latent, ids = self.pool.draw(options.batch, g)
-        codes = encode(self.vae.quantize, latent, options.corrupt, g)
+        latent, ids, claims = self.pool.draw(batch, options.batch, g)
         keep = self._places(len(latent), step, g)
+        metrics = self.learn(keep.shape[1], latent, ids, claims, keep)
+        descend(self.optimizers, self.model, self.average, learning_rate(options.lr, step, progress, options.warmup), step)
+        return metrics
+
+    def _learn(self, latent: Tensor, ids: Tensor, claims: Tensor, keep: Tensor) -> Metrics:
+        """Loss and gradients of latents [B, Z, G, G], ids [B, T], claims [B, K], places of the last scale's tokens [B, N]."""
+        options, g = self.options, self.generator
+        codes = encode(self.vae.quantize, latent, options.corrupt, g)
         codes.targets[-1], codes.residual = take(codes.targets[-1], keep), take(codes.residual, keep)
         with self.autocast():
             hidden, positions = encode_text(self.model.text, ids)
+            reading = self.model.reading_loss(hidden, positions, claims)
             dropped = torch.rand(len(ids), device=self.device, generator=g) < options.drop
             context = drop_captions(hidden, positions, dropped)
             out = forward(self.model.transformer, *context, codes.inputs, keep, self.block)
             mse, kl = self._diffusion(out, codes, g)
-        losses = self._cross_entropy(out, codes)
-        loss = losses["ce"] + options.diffusion * (mse + kl)
-        lr = learning_rate(options.lr, step, progress, options.warmup)
-        norm = descend(loss, self.model, self.optimizer, self.average, lr, step)
-        return {"loss": loss, **losses, "eps": mse, "kl": kl, "grad": norm}
+        weighted, losses = self._cross_entropy(out, codes)
+        loss = weighted + options.diffusion * (mse + kl) + options.reading * reading
+        norm = backward(loss, self.model)
+        return {"loss": loss, **losses, "eps": mse, "kl": kl, "reading": reading, "grad": norm}
 
     @torch.no_grad()
-    def latents(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Rendered and encoded: latents [B, Z, G, G] float32 and caption ids [B, T]."""
+    def latents(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Rendered and encoded: latents [B, Z, G, G] float32, caption ids [B, T], claims [B, K]."""
         batch = batch.to(self.device)
-        image = self.source.render(batch.packed, self.size.pixels).to(memory_format=torch.channels_last)
+        assert batch.text is not None
+        rows = len(batch.captions)
+        parts = [{key: value[i : i + CHUNK] for key, value in batch.packed.items()} for i in range(0, rows, CHUNK)]
+        return torch.cat([self._encode(part) for part in parts]), batch.text.ids, batch.text.claims
+
+    def _encode(self, packed: Packed) -> Tensor:
+        image = self.source.render(packed, self.size.pixels).to(memory_format=torch.channels_last)
         with self.autocast():
             latent = self.encoder(image)
-        return latent.float().contiguous(), batch.ids if batch.ids is not None else self.captions(batch.captions).to(self.device)
+        return latent.float().contiguous()
 
     def _places(self, rows: int, step: int, g: torch.Generator) -> Tensor:
         patch_nums, context = self.vae.config.patch_nums, self.size.transformer_config.context_token
         count = kept_count(patch_nums, context, self.options.keep, random.Random(f"{self.options.seed}/{step}").random())
         return random_places(rows, patch_nums[-1] ** 2, count, self.device, g)
 
-    def _cross_entropy(self, out: Predictions, codes: Codes) -> Metrics:
-        """Mean over all tokens; beside it those of the first scale and of the last."""
+    def _cross_entropy(self, out: Predictions, codes: Codes) -> tuple[Tensor, Metrics]:
+        """The scales' weighted mean; then the plain mean over all tokens, of the first scale's, of the last's."""
         target = torch.cat(codes.targets, dim=1)  # [R, N]
         each = F.cross_entropy(out.logits.transpose(1, 2), target, reduction="none", label_smoothing=self.options.smoothing)
-        last = out.lengths[-1]
-        return {"ce": each.mean(), "ce_first": each[:, 0].mean().detach(), "ce_last": each[:, -last:].mean().detach()}
+        parts = [part.mean() for part in each.split(out.lengths, dim=1)]
+        shares = [weight * length for weight, length in zip(self.weights, out.lengths, strict=True)]
+        weighted = sum(share / sum(shares) * part for share, part in zip(shares, parts, strict=True))
+        facts = {"ce": each.mean(), "ce_first": parts[0], "ce_last": parts[-1]}
+        return torch.as_tensor(weighted), {name: value.detach() for name, value in facts.items()}
 
     def _diffusion(self, out: Predictions, codes: Codes, g: torch.Generator) -> tuple[Tensor, Tensor]:
         """Conditions on the true code for one half of the tokens and on a sampled one for the other."""
@@ -130,21 +147,22 @@ class TransformerTrainer:
         """See `held_out.measure`."""
         if self.held_out is None:
             batch = make_batch(self.source, EVALUATED, self.options.seed, 0, tokenize=self.captions, held_out=True).to(self.device)
-            assert batch.ids is not None
-            self.held_out = self.source.render(batch.packed, self.size.pixels), batch.ids
+            assert batch.text is not None
+            self.held_out = self.source.render(batch.packed, self.size.pixels), batch.text.ids
         return measure(self.average.module, self.vae, *self.held_out, seed=self.options.seed)
 
     def autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
 
     def state(self) -> dict[str, Any]:
-        parts = {"model": self.model, "average": self.average.module, "optimizer": self.optimizer}
-        return {name: part.state_dict() for name, part in parts.items()}
+        parts = {"model": self.model, "average": self.average.module}
+        return {name: part.state_dict() for name, part in parts.items()} | {"optimizers": [o.state_dict() for o in self.optimizers]}
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.average.module.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
 
     def export(self, folder: Path) -> None:
         """Write llm/, tokenizer/ and text_model/."""
@@ -157,26 +175,40 @@ class TransformerTrainer:
                 shutil.copy(file, root / file.name)
 
 
+def scale_weights(patch_nums: Sequence[int], balance: float) -> list[float]:
+    """Weight of a token of each scale, `p**-balance`: the few tokens of the early scales decide on the layout."""
+    return [side**-balance for side in patch_nums]
+
+
+def without(groups: list[dict[str, Any]], taken: Sequence[Tensor]) -> list[dict[str, Any]]:
+    """Parameter groups without the parameters that another optimiser has."""
+    ids = {id(p) for p in taken}
+    return [group | {"params": [p for p in group["params"] if id(p) not in ids]} for group in groups]
+
+
 def parser() -> ArgumentParser:
-    parser = command.parser(__doc__, minutes=16, batch=192, lr=6e-4, ema=0.9995, warmup=300)
+    parser = command.parser(__doc__, minutes=16, batch=192, lr=1.5e-3, ema=0.9995, warmup=300)
     parser.add_argument("--tokenizer", type=Path, required=True, help="--out folder of stage 1")
     parser.add_argument("--vocab", type=int, default=512, help="of the caption tokenizer")
     parser.add_argument("--decay", type=float, default=0.05, help="weight decay of matrices")
+    parser.add_argument("--balance", type=float, default=0.5, help="weight of a token of a p×p scale: 1/p to this power")
+    parser.add_argument("--reading", type=float, default=0.2, help="weight of reading the caption's claims")
+    parser.add_argument("--init", type=Path, help="--out folder of an earlier run of this stage, whose weights to start from")
     parser.add_argument("--drop", type=float, default=0.1, help="share of captions dropped, for guidance")
     parser.add_argument("--keep", type=float, default=0.2, help="mean share of the last scale's tokens that take part")
-    parser.add_argument("--corrupt", type=float, default=0.05, help="mean share of wrong input codes; 0 for none")
+    parser.add_argument("--corrupt", type=float, default=0.1, help="mean share of wrong input codes; 0 for none")
     parser.add_argument("--smoothing", type=float, default=0.0, help="label smoothing")
     parser.add_argument("--diffusion", type=float, default=1.0, help="weight of the diffusion loss")
     parser.add_argument("--draws", type=int, default=4, help="timesteps per token")
-    parser.add_argument("--reuse", type=int, default=4, help="times an encoded picture is used on average; 1 renders every batch anew")
-    parser.add_argument("--pool", type=int, default=65536, help="encoded pictures kept when --reuse is above 1")
     return parser
 
 
 def caption_tokens(options: Namespace, source: Source, size: Size) -> CaptionTokens:
     """The caption tokenizer of the run, trained when there is none yet."""
     folder = options.out / "bpe"
-    if not (folder / "tokenizer.json").is_file():
+    if options.init is not None:
+        folder = options.init / "bpe"
+    elif not (folder / "tokenizer.json").is_file():
         rng = np.random.default_rng([options.seed, HELD_OUT_STREAM + 1])
         sampled = [source.sample(rng, False)[1] for _ in range(CAPTIONS_FOR_BPE)]
         options.out.mkdir(parents=True, exist_ok=True)
@@ -190,14 +222,11 @@ def caption_tokens(options: Namespace, source: Source, size: Size) -> CaptionTok
 def run(options: Namespace, source: Source) -> int:
     """The whole stage or one session of it; returns the steps done in all."""
     size = command.size_named(options.size)
-    if options.reuse < 1 or options.batch % options.reuse:
-        raise InputError(f"--reuse is {options.reuse}; expected a divisor of --batch {options.batch}.")
     read_tokenizer(options.tokenizer, size)  # a wrong folder is found out before anything is written
     captions = caption_tokens(options, source, size)
     trainer = partial(TransformerTrainer, source=source, options=options, captions=captions)
     pinned = {"tokenizer": command.digest(options.tokenizer / "tokenizer" / WEIGHTS)}
-    per_step = options.batch // options.reuse
-    return command.run_stage("transformer", options, source, trainer, tokenize=captions, batch=per_step, pinned=pinned)
+    return command.run_stage("transformer", options, source, trainer, tokenize=captions, pinned=pinned)
 
 
 if __name__ == "__main__":

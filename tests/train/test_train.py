@@ -52,6 +52,11 @@ class Discs:
     def pack(self, scenes: list[tuple[int, float, float]]) -> dict[str, Tensor]:
         return {"scene": torch.tensor(scenes, dtype=torch.float32)}
 
+    claim_sizes = (3,)
+
+    def claims(self, caption: str) -> list[int]:
+        return [("red", "green", "blue").index(caption.split()[1])]
+
     def render(self, packed: dict[str, Tensor], pixels: int) -> Tensor:
         colour, x, y = packed["scene"].T[:, :, None, None]
         axis = (torch.arange(pixels) + 0.5) / pixels
@@ -61,8 +66,8 @@ class Discs:
 
 
 def options_of(module: object, out: Path, *more: str) -> Namespace:
-    words = ["--out", str(out), "--size", "tiny", "--batch", "4", "--workers", "0", "--device", "cpu", "--no-compile", "--warmup", "2"]
-    return module.parser().parse_args([*words, *more])  # type: ignore[attr-defined]
+    words = "--size tiny --batch 4 --workers 0 --device cpu --no-compile --warmup 2 --pool 64".split()
+    return module.parser().parse_args(["--out", str(out), *words, *more])  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +81,7 @@ def stage1(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def stage2(stage1: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("train") / "transformer"
     words = ["--tokenizer", str(stage1), "--steps", "24", "--vocab", "280", "--lr", "3e-3"]
-    transformer.run(options_of(transformer, out, *words, "--reuse", "2", "--pool", "64"), Discs())
+    transformer.run(options_of(transformer, out, *words, "--reuse", "2"), Discs())
     return out
 
 
@@ -249,7 +254,7 @@ def test_captions_are_encoded_as_the_reference_does(stage2: Path) -> None:
 @pytest.mark.parametrize("stage", [tokenizer, transformer])
 def test_a_resumed_run_ends_in_the_same_state(stage: object, stage1: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hart_edge.export.train.loop.SAVE_SECONDS", 0.0)
-    more = [] if stage is tokenizer else ["--tokenizer", str(stage1), "--reuse", "1", "--vocab", "280"]
+    more = ["--reuse", "1"] + ([] if stage is tokenizer else ["--tokenizer", str(stage1), "--vocab", "280"])
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     stage.run(options_of(stage, whole, "--steps", "3", *more), Discs())  # type: ignore[attr-defined]
     interrupted = options_of(stage, parts, "--steps", "3", *more)
@@ -281,7 +286,7 @@ class _Stopping(Discs):
 
 
 def test_time_ends_a_session_and_the_next_one_goes_on(tmp_path: Path) -> None:
-    options = options_of(tokenizer, tmp_path / "run", "--minutes", "60", "--session", "0.03")
+    options = options_of(tokenizer, tmp_path / "run", "--minutes", "60", "--session", "0.03", "--reuse", "1")
     first = tokenizer.run(options, Discs())
     second = tokenizer.run(options, Discs())
     assert 1 <= first < second
@@ -298,7 +303,7 @@ def test_faults_are_named(stage1: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no training state"):
         tokenizer.run(options_of(tokenizer, run, "--steps", "24"), Discs())
     with pytest.raises(CheckpointError, match="'batch': 4"):
-        tokenizer.run(options_of(tokenizer, stage1, "--steps", "24", "--batch", "2"), Discs())
+        tokenizer.run(options_of(tokenizer, stage1, "--steps", "24", "--batch", "2", "--reuse", "2"), Discs())
     with pytest.raises(CheckpointError, match=r"tokenizer/model\.safetensors does not exist"):
         transformer.run(options_of(transformer, run, "--tokenizer", str(tmp_path)), Discs())
     with pytest.raises(CheckpointError, match="no weights in llm"):
