@@ -15,8 +15,7 @@ def load_reference(checkpoint: str, text_model: str | None, job: Job) -> tuple[O
     """Eager PyTorch in float32 on the CPU: same weights, same noise, same stages as the runtime."""
     source = load_checkpoint(checkpoint, text_model)
     model, text = source.reference(), open_text(source, None)
-    options = job.options
-    settings = Settings(options.cfg, options.smooth, options.top_k, options.top_p, options.diffusion_steps)
+    settings = Settings.of(job.options)
 
     def once(times: StageTimes) -> None:
         with times("text_encoder"):

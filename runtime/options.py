@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +25,7 @@ class Options:
         top_p: nucleus kept after top-k, 0 < p < 1; 0 and 1 switch it off.
         smooth: mix codes by Gumbel-softmax (`more_smooth`) in place of the chosen code alone.
         diffusion_steps: DDPM steps of the residual diffusion, 1 to 1000; None takes the model's own.
+        residual: add the residual diffusion's latent; False draws from the codes alone and does not run its engines.
     """
 
     cfg: float = 4.5
@@ -30,6 +33,7 @@ class Options:
     top_p: float = 0.0
     smooth: bool = True
     diffusion_steps: int | None = None
+    residual: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.cfg <= MAX_CFG:
@@ -41,6 +45,26 @@ class Options:
         steps = self.diffusion_steps
         if steps is not None and (type(steps) is not int or not 1 <= steps <= 1000):
             raise InputError(f"diffusion steps is {steps}; expected a whole number from 1 to 1000.", "The models are trained for 8.")
+
+
+def parse_options(raw: Mapping[str, Any]) -> Options:
+    """Options from a parsed JSON object that may leave fields out; InputError names an unknown key or a bad value."""
+    defaults = {f.name: f.default for f in fields(Options)}
+    for key, value in raw.items():
+        if key not in defaults:
+            raise InputError(f"unknown setting {key!r}; expected some of {', '.join(defaults)}.", "Correct or remove the key.")
+        kinds: tuple[type, ...] = (bool,) if isinstance(defaults[key], bool) else (int, float)
+        if defaults[key] is None:
+            kinds = (int, type(None))
+        if type(value) not in kinds:
+            expected = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
+            raise InputError(f"{key} is {value!r}; expected {expected}.", "Correct the value.")
+    return Options(**raw)
+
+
+def override(defaults: Options, **given: Any) -> Options:
+    """`defaults` with every given value that is not None in its place."""
+    return replace(defaults, **{name: value for name, value in given.items() if value is not None})
 
 
 def check_seed(seed: int) -> int:

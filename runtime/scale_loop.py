@@ -45,7 +45,7 @@ class ScaleLoop:
         self.codebook: Float32 = constants[CODEBOOK]
 
     def run(self, conditioning: Conditioning, options: Options, noise: Noise, times: StageTimes) -> Iterator[ScaleResult]:
-        """Yield every scale in turn; the last one's f_hat includes the diffusion residual."""
+        """Yield every scale in turn; the last one's f_hat includes the diffusion residual, unless the options leave it out."""
         spec, batch = self.spec, conditioning.batch
         with times("context"):
             run, x = self.transformer.begin(conditioning)
@@ -58,9 +58,12 @@ class ScaleLoop:
             if scale < spec.scales - 1:
                 with times("transition"):
                     f_hat, x = self.transition.step(scale, h, f_hat)
-            else:
+            elif options.residual:
                 with times("residual"):
                     f_hat = f_hat + h + self._residual(hidden, tokens, options, noise)
+            else:
+                with times("transition"):
+                    f_hat = f_hat + h
             yield ScaleResult(scale, tokens, f_hat)
 
     def sample(self, scale: int, logits: Float32, batch: int, options: Options, noise: Noise) -> tuple[Int64, Float32]:

@@ -33,13 +33,13 @@ def engine_painter(pipe: Pipeline) -> Painter:
     return paint
 
 
-def open_reference(checkpoint: str) -> tuple[HartReference, TextConditioner]:
-    """The reference of a checkpoint and its text model, on a GPU when torch finds one."""
+def open_reference(checkpoint: str) -> tuple[HartReference, TextConditioner, Options]:
+    """The reference of a checkpoint, on a GPU when torch finds one, its text model and its own sampling settings."""
     source = load_checkpoint(checkpoint)
     text = open_text(source, None)
     if text is None:
         raise InputError(f"{checkpoint} has no text model.", "Expected llm/, tokenizer/ and a text-model folder.")
-    return source.reference().to("cuda" if torch.cuda.is_available() else "cpu"), text
+    return source.reference().to("cuda" if torch.cuda.is_available() else "cpu"), text, source.options
 
 
 def reference_painter(model: HartReference, text: TextConditioner) -> Painter:
@@ -49,8 +49,7 @@ def reference_painter(model: HartReference, text: TextConditioner) -> Painter:
     def paint(prompts: Sequence[str], seeds: Sequence[int], options: Options) -> list[Pixels]:
         context = text(list(prompts))
         moved = Context(context.hidden.to(device), context.position_ids.to(device))
-        settings = Settings(options.cfg, options.smooth, options.top_k, options.top_p, options.diffusion_steps)
-        return to_pixels(model.generate(moved, PhiloxNoise(seeds), settings)["image"])
+        return to_pixels(model.generate(moved, PhiloxNoise(seeds), Settings.of(options))["image"])
 
     return paint
 

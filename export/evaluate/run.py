@@ -14,9 +14,9 @@ from hart_edge.runtime.options import Options
 
 from ..shapes.judge import Score, read, score
 from ..shapes.scene import Spec
-from .frechet import features, frechet_distance
-from .pictures import Painter, Pixels, rendered
-from .prompts import Prompt, held_out_scenes
+from .pictures import Painter, Pixels
+from .prompts import Prompt
+from .real import RealPictures
 
 FEW = 150  # pictures read in the time that starting processes takes
 CATEGORIES = ("colour", "shape", "count", "relation", "all_correct")
@@ -33,7 +33,9 @@ class Evaluation:
 
     Attributes:
         shares: category → share.
-        frechet: distance to as many rendered held-out pictures; None below 200 pictures, where it means little.
+        frechet: distance to as many rendered held-out pictures; None below 200 pictures, where it means little. It falls with
+            the number of pictures even where the model stays the same: compare at equal n only.
+        floor: the same distance for the renderer's own pictures, the best that can be reached at this n.
         scores: per prompt, in order.
         pictures: the pictures, for a contact sheet; not part of the JSON.
     """
@@ -41,17 +43,25 @@ class Evaluation:
     options: Options
     shares: dict[str, float | None]
     frechet: float | None
+    floor: float | None
     prompts: list[Prompt]
     scores: list[Score]
     pictures: list[Pixels] = field(repr=False)
 
     def to_json(self) -> dict[str, Any]:
         rows = [{"prompt": p.text, **asdict(s)} for p, s in zip(self.prompts, self.scores, strict=True)]
-        return {"options": asdict(self.options), "n": len(rows), "shares": self.shares, "frechet": self.frechet, "prompts": rows}
+        figures = {"shares": self.shares, "frechet": self.frechet, "frechet_floor": self.floor}
+        return {"options": asdict(self.options), "n": len(rows), **figures, "prompts": rows}
 
 
 def evaluate(
-    paint: Painter, prompts: Sequence[Prompt], options: Options, seed: int = 0, batch: int = 4, progress: Progress = no_progress
+    paint: Painter,
+    prompts: Sequence[Prompt],
+    options: Options,
+    seed: int = 0,
+    batch: int = 4,
+    progress: Progress = no_progress,
+    real: RealPictures | None = None,
 ) -> Evaluation:
     """Draw every prompt once (seed + its position) and judge it.
 
@@ -60,6 +70,7 @@ def evaluate(
         prompts: what to draw and what it claims.
         batch: pictures at a time.
         progress: told how many are done.
+        real: what to measure the Fréchet distance to, to share it between calls; None makes as many as there are prompts.
     """
     pictures: list[Pixels] = []
     for start in range(0, len(prompts), batch):
@@ -67,7 +78,8 @@ def evaluate(
         pictures += paint([prompt.text for prompt in chunk], [seed + start + k for k in range(len(chunk))], options)
         progress(len(pictures), len(prompts))
     scores = judge(pictures, [prompt.spec for prompt in prompts])
-    return Evaluation(options, shares(scores), _frechet(pictures), list(prompts), scores, pictures)
+    real = real or RealPictures(len(pictures), pictures[0].shape[0])
+    return Evaluation(options, shares(scores), real.distance(pictures), real.floor, list(prompts), scores, pictures)
 
 
 def judge(pictures: Sequence[Pixels], specs: Sequence[Spec]) -> list[Score]:
@@ -89,10 +101,3 @@ def shares(scores: Sequence[Score]) -> dict[str, float | None]:
 
 def _judge(picture: Pixels, spec: Spec) -> Score:
     return score(read(picture), spec)
-
-
-def _frechet(pictures: Sequence[Pixels]) -> float | None:
-    if len(pictures) < 200:
-        return None
-    real = rendered(held_out_scenes(len(pictures), seed=1), pictures[0].shape[0])
-    return frechet_distance(features(pictures), features(real))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from hart_edge.runtime.noise import Noise
+from hart_edge.runtime.options import Options
 
 from . import sampling
 from .autoencoder import HybridAutoencoder
@@ -33,13 +34,19 @@ class Clock(Protocol):
 
 @dataclass(frozen=True)
 class Settings:
-    """What one run may vary; the defaults are the published ones."""
+    """What one run may vary; the defaults are the published ones, the meanings those of `Options`."""
 
     cfg: float = 4.5
     smooth: bool = True
     top_k: int | None = None
     top_p: float = 0.0
     diffusion_steps: int | None = None
+    residual: bool = True
+
+    @classmethod
+    def of(cls, options: Options) -> Settings:
+        """The same settings as the runtime's."""
+        return cls(options.cfg, options.smooth, options.top_k, options.top_p, options.diffusion_steps, options.residual)
 
 
 @dataclass
@@ -63,7 +70,10 @@ class HartReference(nn.Module):
 
     @torch.inference_mode()
     def generate(self, context: Context, noise: Noise, settings: Settings, clock: Clock = lambda stage: nullcontext()) -> Trace:
-        """Run all scales, the residual diffusion and the decoder; returns the trace, `image` [B, 3, H, W] in 0…1."""
+        """Run all scales, the residual diffusion and the decoder; returns the trace, `image` [B, 3, H, W] in 0…1.
+
+        Without `settings.residual` the trace has no `diffusion_*` and no `diff_*`.
+        """
         trace: Trace = {}
         for _ in self.scales(context, noise, settings, trace, clock):
             pass
@@ -117,7 +127,7 @@ class _Run:
         self.trace |= {f"hidden_{i}": hidden, f"logits_{i}": logits}
         with self.clock("sampling"):
             index, h = self._sample(i, logits, sampling.ratio(i, scales))
-        with self.clock("residual" if last else "transition"):
+        with self.clock("residual" if last and self.settings.residual else "transition"):
             self._finish(hidden, index, h, i) if last else self._transition(i, h)
 
     def _transform(self, i: int) -> tuple[Tensor, Tensor]:
@@ -153,13 +163,19 @@ class _Run:
         self.trace |= {f"h_{i}": h, f"f_hat_{i}": self.f_hat, f"next_{i}": pooled}
 
     def _finish(self, hidden: Tensor, index: Tensor, h: Tensor, i: int) -> None:
+        latent = self.f_hat + h
+        if self.settings.residual:
+            latent = latent + self._residual(hidden, index, i).transpose(1, 2).reshape(h.shape)
+        self.trace |= {"h_last": h, "f_hat_final": latent}
+
+    def _residual(self, hidden: Tensor, index: Tensor, i: int) -> Tensor:
+        """The sampled residual, [B, G², Z]."""
         word = self.t.word_embed(self.model.vae.quantize.embedding(index))
         condition = self.t.decoder_norm(hidden + torch.cat([word, word])).flatten(0, 1)
         guidance = sampling.guidance(self.settings.cfg, i, len(self.model.patch_nums))
         residual = self._diffuse(condition, guidance)
-        self.trace |= {"diffusion_cond": condition, "diffusion_cfg": torch.tensor(guidance), "diffusion_out": residual, "h_last": h}
-        add = residual.chunk(2)[0].view(self.batch, -1, residual.shape[-1])
-        self.trace["f_hat_final"] = self.f_hat + h + add.transpose(1, 2).reshape(h.shape)
+        self.trace |= {"diffusion_cond": condition, "diffusion_cfg": torch.tensor(guidance), "diffusion_out": residual}
+        return residual.chunk(2)[0].view(self.batch, -1, residual.shape[-1])
 
     def _diffuse(self, condition: Tensor, guidance: float) -> Tensor:
         """Both rows of the guided pair are carried, as the published sampler does; only the first is used."""

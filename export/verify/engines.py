@@ -117,7 +117,7 @@ class TeacherForced:
 
 def runtime_options(recording: Recording) -> Options:
     settings = recording.settings
-    return Options(settings.cfg, settings.top_k, settings.top_p, settings.smooth, settings.diffusion_steps)
+    return Options(settings.cfg, settings.top_k, settings.top_p, settings.smooth, settings.diffusion_steps, settings.residual)
 
 
 def decode(pipe: Pipeline, f_hat: Any) -> tuple[Any, Any]:

@@ -108,7 +108,7 @@ def test_sheet_is_a_png(real: list[Pixels], tmp_path: Path) -> None:
 
 
 def test_command_refuses_what_it_cannot_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["eval"]) == 2
+    assert run(["eval", str(tmp_path), "--checkpoint", str(tmp_path)]) == 2
     assert run(["eval", str(tmp_path), "--n", "0"]) == 2
     assert run(["eval", str(tmp_path / "nowhere")]) == 2
     message = " ".join(capsys.readouterr().err.split())
