@@ -1,7 +1,8 @@
 """Finds and reads a HART checkpoint in the published layout, or a recorded run, into the reference model.
 
 `llm/` holds config.json and the transformer's weights, `tokenizer/` the autoencoder's (keys prefixed `vae.`), and a
-text-model folder lies beside them or is named. Pickles are read weights-only.
+text-model folder lies beside them or is named. `generation_config.json` may hold the model's own sampling settings,
+fields of `runtime.options.Options`. Pickles are read weights-only.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from hart_edge.runtime.errors import CheckpointError
+from hart_edge.runtime.errors import CheckpointError, InputError
+from hart_edge.runtime.options import Options, parse_options
 
 from .reference.config import AutoencoderConfig, TransformerConfig
 from .reference.hart import HartReference
+from .restore import BUNDLED, bundled_checkpoint
 
 State = dict[str, Tensor]
+
+GENERATION_CONFIG = "generation_config.json"
 
 # The published sampler uses the averaged weights, so they come first.
 _TRANSFORMER_FILES = ("ema_model.safetensors", "ema_model.bin", "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
@@ -37,7 +42,7 @@ _REMOTE = re.compile(r"^[\w.-]+/[\w.-]+$")
 
 @dataclass
 class Checkpoint:
-    """A checkpoint's configuration and weights, keys as published."""
+    """A checkpoint's configuration and weights, keys as published; `defaults` are its own sampling settings."""
 
     name: str
     transformer: TransformerConfig
@@ -45,6 +50,12 @@ class Checkpoint:
     transformer_state: State
     autoencoder_state: State
     text_model: Path | None
+    defaults: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def options(self) -> Options:
+        """The settings that this model is meant to be sampled with."""
+        return parse_options(self.defaults)
 
     def reference(self) -> HartReference:
         """Build the reference model; CheckpointError lists every missing, unexpected and wrongly shaped key at once."""
@@ -65,17 +76,18 @@ def load_checkpoint(source: str | Path, text_model: str | Path | None = None) ->
     """Read a checkpoint.
 
     Args:
-        source: a folder in the published layout, or a name on the model hub, which is then fetched.
+        source: a folder in the published layout, a name on the model hub, which is then fetched, or "bundled" for the
+            checkpoint of the bundle that came with this install.
         text_model: folder or hub name of the text model; None looks for one inside `source`.
     """
-    root = resolve(source, ["llm/*", "tokenizer/*", "*/config.json"])
+    root = resolve(source, ["llm/*", "tokenizer/*", "*/config.json", GENERATION_CONFIG])
     for part in ("llm", "tokenizer"):
         if not (root / part / "config.json").is_file():
             raise CheckpointError(
                 f"{root} has no {part}/config.json.", "Expected the published layout: llm/, tokenizer/ and a text-model folder."
             )
     text = resolve(text_model) if text_model is not None else _find_text_model(root)
-    if text_model is None and text is not None and not Path(source).is_dir():
+    if text_model is None and text is not None and source != BUNDLED and not Path(source).is_dir():
         resolve(source, [f"{text.name}/*"])  # of a hub checkpoint only its config.json is here so far
     return Checkpoint(
         name=str(source),
@@ -84,6 +96,7 @@ def load_checkpoint(source: str | Path, text_model: str | Path | None = None) ->
         transformer_state=_read_weights(root / "llm", _TRANSFORMER_FILES),
         autoencoder_state=_read_weights(root / "tokenizer", _AUTOENCODER_FILES),
         text_model=text,
+        defaults=_read_defaults(root / GENERATION_CONFIG),
     )
 
 
@@ -105,7 +118,12 @@ def load_recorded_checkpoint(folder: Path) -> tuple[Checkpoint, dict[str, Any]]:
 
 
 def resolve(source: str | Path, patterns: list[str] | None = None) -> Path:
-    """A folder as it is; a hub name (`owner/name`) fetched into the local cache."""
+    """A folder as it is; a hub name (`owner/name`) fetched into the local cache; "bundled" restored into it.
+
+    The text "bundled" is always the name; a folder called so is `./bundled`.
+    """
+    if source == BUNDLED:
+        return bundled_checkpoint()
     path = Path(source)
     if path.is_dir():
         return path
@@ -127,6 +145,23 @@ def _find_text_model(root: Path) -> Path | None:
     if len(found) > 1:
         raise CheckpointError(f"{root} holds several text models: {[str(f) for f in found]}.", "Name one with --text-model.")
     return found[0] if found else None
+
+
+def read_text_weights(folder: Path) -> State:
+    """The tensors of a text-model folder, as stored."""
+    return _read_weights(folder, _AUTOENCODER_FILES)
+
+
+def _read_defaults(path: Path) -> dict[str, Any]:
+    """The model's own sampling settings; empty when it has no such file."""
+    if not path.exists():
+        return {}
+    defaults = _read_json(path)
+    try:
+        parse_options(defaults)
+    except InputError as error:
+        raise CheckpointError(f"{path}: {error.message}", error.hint) from error
+    return defaults
 
 
 def _read_json(path: Path) -> dict[str, Any]:

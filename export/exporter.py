@@ -65,6 +65,7 @@ def export_bundle(
             files=_hash_files(folder, progress),
             text=None if text is None else TextSpec(text.tokenizer.pad_token_id, hash_text(system_prompt)),
             source={"checkpoint": Path(checkpoint.name).name},
+            defaults=checkpoint.defaults,
             tools={name: version(name) for name in ("torch", "onnx", "onnxscript", "transformers", "onnxruntime", "hart-edge")},
         )
         (folder / MANIFEST).write_text(json.dumps(manifest.to_json(), indent=1) + "\n", encoding="utf-8")

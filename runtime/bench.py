@@ -160,6 +160,6 @@ def _run(once: Once) -> dict[str, float]:
     return times.seconds
 
 
-def job_of(prompt: str, batch: int) -> Job:
-    """The same prompt `batch` times, seeds 0, 1, …, default settings."""
-    return Job((prompt,) * batch, tuple(range(batch)), Options())
+def job_of(prompt: str, batch: int, options: Options) -> Job:
+    """The same prompt `batch` times, seeds 0, 1, …."""
+    return Job((prompt,) * batch, tuple(range(batch)), options)

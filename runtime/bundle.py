@@ -16,9 +16,10 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from .engine import Array
-from .errors import BundleError
+from .errors import BundleError, InputError
 from .files import sha256_of
 from .noise import NOISE_VERSION
+from .options import Options, parse_options
 from .spec import ENGINES, REEXPORT, ModelSpec
 
 SCHEMA = 1
@@ -26,6 +27,7 @@ MANIFEST = "manifest.json"
 CERTIFICATE = "accuracy.json"
 WEIGHTS = "weights.safetensors"
 PRECISIONS = ("fp32", "fp16")
+PACKAGE = Path(__file__).parent  # where the bundle of this install lies, in the folder `bundled`
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,10 @@ class TextSpec:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Contents of `manifest.json`; see `to_json` for the keys."""
+    """Contents of `manifest.json`; see `to_json` for the keys.
+
+    `defaults` holds the model's own sampling settings, fields of `Options`; what it leaves out is as published.
+    """
 
     model: ModelSpec
     precision: str
@@ -53,6 +58,7 @@ class Manifest:
     text: TextSpec | None
     source: dict[str, str] = field(default_factory=dict)
     tools: dict[str, str] = field(default_factory=dict)
+    defaults: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -61,6 +67,7 @@ class Manifest:
             "precision": self.precision,
             "model": self.model.to_json(),
             "text": None if self.text is None else vars(self.text),
+            "defaults": self.defaults,
             "engines": self.engines,
             "files": {name: vars(entry) for name, entry in self.files.items()},
             "source": self.source,
@@ -80,6 +87,7 @@ class Manifest:
                 text=None if raw["text"] is None else TextSpec(**raw["text"]),
                 source=dict(raw["source"]),
                 tools=dict(raw["tools"]),
+                defaults=dict(raw.get("defaults", {})),
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise BundleError(f"{MANIFEST} is malformed: {type(error).__name__}: {error}.", REEXPORT) from error
@@ -97,6 +105,10 @@ class Manifest:
             )
         for name in self.files:
             _check_name(name)
+        try:
+            parse_options(self.defaults)
+        except InputError as error:
+            raise BundleError(f"{MANIFEST}: defaults: {error.message}", REEXPORT) from error
 
 
 class Bundle:
@@ -119,6 +131,11 @@ class Bundle:
     @property
     def spec(self) -> ModelSpec:
         return self.manifest.model
+
+    @property
+    def defaults(self) -> Options:
+        """The settings that this model is meant to be sampled with."""
+        return parse_options(self.manifest.defaults)
 
     def file(self, name: str) -> Path:
         """Path of a file that the manifest lists."""
@@ -152,6 +169,17 @@ class Bundle:
     def bytes(self) -> int:
         """Size of all listed files."""
         return sum(entry.bytes for entry in self.manifest.files.values())
+
+
+def bundled_folder() -> Path:
+    """The bundle that came with this install; InputError when it has none."""
+    folder = PACKAGE / "bundled"
+    if not (folder / MANIFEST).is_file():
+        raise InputError(
+            f"no bundle was given and this install has none of its own; expected one in {folder}.",
+            "Install hart-edge again, or name a bundle made with `hart-edge export CHECKPOINT -o BUNDLE`.",
+        )
+    return folder
 
 
 def _read_manifest(root: Path) -> Manifest:

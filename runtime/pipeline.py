@@ -1,6 +1,6 @@
 """Prompt to picture: composes tokenizer, engines, scale loop and decoder. The door for applications.
 
-with Pipeline.load("bundle") as pipe:
+with Pipeline.load() as pipe:
     image = pipe.generate("a lighthouse at dusk", seed=1)
 """
 
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from .backends import open_engine
-from .bundle import Bundle
+from .bundle import Bundle, bundled_folder
 from .certificate import read_certificate
 from .diffusion import ResidualDiffusion
 from .engine import Engine
@@ -69,11 +69,17 @@ class Step:
 
 
 class Pipeline:
-    """A loaded bundle. A context manager: leaving it frees the engines."""
+    """A loaded bundle. A context manager: leaving it frees the engines.
+
+    Attributes:
+        spec: the model's sizes.
+        defaults: the settings used where a caller gives none: the published ones, unless the model has its own.
+    """
 
     def __init__(self, bundle: Bundle, engines: dict[str, Engine]) -> None:
         self.bundle, self.engines = bundle, engines
         self.spec: ModelSpec = bundle.spec
+        self.defaults: Options = bundle.defaults
         constants = bundle.constants(CODEBOOK, UNCONDITIONAL_K, UNCONDITIONAL_V)
         transformer = ScaleTransformer(self.spec, engines["context"], engines["transformer"], constants)
         diffusion = ResidualDiffusion(self.spec, engines["residual_condition"], engines["residual_step"])
@@ -82,20 +88,26 @@ class Pipeline:
 
     @classmethod
     def load(
-        cls, path: Path | str, *, backend: str = "auto", require_verified: bool = False, check_files: bool = True, threads: int = 0
+        cls,
+        path: Path | str | None = None,
+        *,
+        backend: str = "auto",
+        require_verified: bool = False,
+        check_files: bool = True,
+        threads: int = 0,
     ) -> Pipeline:
         """Open a bundle folder.
 
         Args:
-            path: the bundle.
+            path: the bundle; None for the one that came with this install.
             backend: "auto" or "cpu".
             require_verified: refuse a bundle without a valid certificate (otherwise HartWarning says so).
             check_files: compare every file's size and SHA-256 with the manifest first.
             threads: CPU threads per operator, 0 for one per core.
 
-        Raises BundleError or EngineError, with the remedy.
+        Raises BundleError, EngineError or (no such bundle in this install) InputError, with the remedy.
         """
-        bundle = Bundle(path, check_files=check_files)
+        bundle = Bundle(bundled_folder() if path is None else path, check_files=check_files)
         certificate = read_certificate(bundle.root)
         if not certificate.valid:
             message = f"bundle {bundle.root} is {certificate.summary}."
@@ -143,7 +155,7 @@ class Pipeline:
             prompts: one prompt or several.
             seed: of the first picture; picture j of several gets seed + j.
             seeds: one seed per prompt, in place of `seed`.
-            options: settings; None for the defaults.
+            options: settings; None for `defaults`.
             times: filled with the seconds of every stage.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
@@ -153,7 +165,7 @@ class Pipeline:
         if len(seeds) != len(prompts):
             raise InputError(f"{len(seeds)} seeds for {len(prompts)} prompts; expected one seed per prompt.")
         noise = PhiloxNoise(seeds)
-        return self._stream(prompts, seeds, options or Options(), noise, times or StageTimes())
+        return self._stream(prompts, seeds, options or self.defaults, noise, times or StageTimes())
 
     def _stream(self, prompts: list[str], seeds: list[int], options: Options, noise: Noise, times: StageTimes) -> Iterator[Step]:
         conditioning = self.encode_text(prompts, times)

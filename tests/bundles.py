@@ -34,6 +34,7 @@ def write_manifest(folder: Path) -> None:
         "precision": "fp32",
         "model": TINY_MODEL,
         "text": None,
+        "defaults": {},
         "engines": {path.stem: path.name for path in files if path.suffix == ".onnx"},
         "files": {p.name: {"bytes": p.stat().st_size, "sha256": hashlib.sha256(p.read_bytes()).hexdigest()} for p in files},
         "source": {"checkpoint": "tiny"},

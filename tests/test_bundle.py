@@ -12,6 +12,7 @@ from bundles import TINY_MODEL
 
 from hart_edge.runtime.bundle import Bundle, Manifest
 from hart_edge.runtime.errors import BundleError
+from hart_edge.runtime.options import Options
 from hart_edge.runtime.spec import ENGINES, ModelSpec
 
 DIGEST = "0" * 64
@@ -38,6 +39,30 @@ def test_good_bundle_opens(bundle_folder: Path, tiny_spec: ModelSpec) -> None:
 def test_manifest_round_trip(bundle_folder: Path) -> None:
     raw = manifest_of(bundle_folder)
     assert json.loads(json.dumps(Manifest.from_json(raw).to_json())) == raw
+
+
+def test_defaults_round_trip_and_become_options(bundle_folder: Path, edit_manifest) -> None:
+    assert Bundle(bundle_folder).defaults == Options()
+    edit_manifest(defaults={"cfg": 3.0, "top_k": 19})
+    bundle = Bundle(bundle_folder)
+    assert bundle.manifest.to_json()["defaults"] == {"cfg": 3.0, "top_k": 19}
+    assert bundle.defaults == Options(cfg=3.0, top_k=19)
+
+
+def test_manifest_from_before_defaults_were_known_loads(bundle_folder: Path) -> None:
+    raw = manifest_of(bundle_folder)
+    del raw["defaults"]
+    assert Manifest.from_json(raw).defaults == {}
+
+
+@pytest.mark.parametrize(
+    ("defaults", "named"),
+    [({"colour": 1}, "unknown setting 'colour'"), ({"cfg": -1}, "cfg is -1"), ({"smooth": 1}, "smooth is 1"), (7, "")],
+)
+def test_unusable_defaults_are_refused(bundle_folder: Path, edit_manifest, defaults: Any, named: str) -> None:
+    edit_manifest(defaults=defaults)
+    message = refusal(bundle_folder)
+    assert "manifest.json" in message and named in message
 
 
 def test_text_side_round_trip(bundle_folder: Path) -> None:

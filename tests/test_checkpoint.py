@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hart_edge.export.checkpoint import load_checkpoint, load_recorded_checkpoint
+from hart_edge.runtime import Options
 from hart_edge.runtime.errors import CheckpointError
 
 State = dict[str, Tensor]
@@ -95,6 +96,31 @@ def test_half_precision_weights_become_float32(published: Path, transformer_stat
     replace_weights(published, {key: tensor.half() for key, tensor in transformer_state.items()})
     state = load_checkpoint(published).reference().transformer.state_dict()
     assert {tensor.dtype for tensor in state.values()} == {torch.float32}
+
+
+def test_own_sampling_settings_are_read(published: Path) -> None:
+    assert load_checkpoint(published).options == Options()
+    (published / "generation_config.json").write_text('{"cfg": 3.0, "smooth": false}')
+    checkpoint = load_checkpoint(published)
+    assert checkpoint.defaults == {"cfg": 3.0, "smooth": False}
+    assert checkpoint.options == Options(cfg=3.0, smooth=False)
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ('{"guidance": 3}', "unknown setting 'guidance'"),
+        ('{"cfg": -1}', "cfg is -1"),
+        ('{"cfg": NaN}', "cfg is nan"),
+        ('{"diffusion_steps": "8"}', "diffusion_steps is '8'"),
+        ("[3.0]", "not a JSON object"),
+        ("{", "cannot be read"),
+    ],
+)
+def test_unusable_sampling_settings_are_named(published: Path, content: str, named: str) -> None:
+    (published / "generation_config.json").write_text(content)
+    message = refusal(published)
+    assert "generation_config.json" in message and named in message
 
 
 @pytest.mark.parametrize("name", ["ema_model.bin", "pytorch_model.bin"])
@@ -290,6 +316,11 @@ def test_hub_name_is_fetched(hub: list[str], transformer_state: State) -> None:
     assert hub == ["owner/hart"]
     assert checkpoint.name == "owner/hart"
     assert_same_states(checkpoint.transformer_state, transformer_state)
+
+
+def test_sampling_settings_are_fetched_from_the_hub(hub: list[str], published: Path) -> None:
+    (published / "generation_config.json").write_text('{"cfg": 3.0}')
+    assert load_checkpoint("owner/hart").options == Options(cfg=3.0)
 
 
 def test_folder_is_preferred_to_the_hub(hub: list[str], published: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,11 +8,11 @@ import math
 import pytest
 
 from hart_edge.runtime.errors import InputError
-from hart_edge.runtime.options import Options, check_seed, top_k_of
+from hart_edge.runtime.options import Options, check_seed, override, parse_options, top_k_of
 
 
 def test_defaults_are_the_published_ones() -> None:
-    assert Options() == Options(cfg=4.5, top_k=None, top_p=0.0, smooth=True, diffusion_steps=None)
+    assert Options() == Options(cfg=4.5, top_k=None, top_p=0.0, smooth=True, diffusion_steps=None, residual=True)
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,7 @@ def test_defaults_are_the_published_ones() -> None:
         {"diffusion_steps": 1},
         {"diffusion_steps": 1000},
         {"smooth": False},
+        {"residual": False},
     ],
 )
 def test_accepted_values(settings: dict[str, float]) -> None:
@@ -56,6 +57,42 @@ def test_refused_values_are_named_with_a_remedy(settings: dict[str, float], name
         Options(**settings)
     assert named in str(caught.value)
     assert caught.value.hint
+
+
+def test_parsed_options_take_the_published_value_where_a_field_is_left_out() -> None:
+    assert parse_options({}) == Options()
+    assert parse_options({"cfg": 3, "top_k": 19, "smooth": False}) == Options(cfg=3, top_k=19, smooth=False)
+    assert parse_options({"top_k": None, "diffusion_steps": None}) == Options()
+    options = Options(cfg=2.5, top_k=7, top_p=0.5, smooth=False, diffusion_steps=4, residual=False)
+    assert parse_options(dataclasses.asdict(options)) == options
+
+
+@pytest.mark.parametrize(
+    ("raw", "named"),
+    [
+        ({"guidance": 3.0}, "unknown setting 'guidance'; expected some of cfg"),
+        ({"cfg": "3"}, "cfg is '3'; expected int or float"),
+        ({"cfg": True}, "cfg is True"),
+        ({"cfg": None}, "cfg is None"),
+        ({"cfg": 1e9}, "cfg is 1000000000"),
+        ({"top_p": [0.5]}, "top_p is"),
+        ({"top_k": 1.5}, "top_k is 1.5; expected int or null"),
+        ({"top_k": 0}, "top-k is 0"),
+        ({"smooth": 0}, "smooth is 0; expected bool"),
+        ({"residual": "no"}, "residual is 'no'"),
+    ],
+)
+def test_parsed_options_that_cannot_be_used_are_named(raw: dict[str, object], named: str) -> None:
+    with pytest.raises(InputError) as caught:
+        parse_options(raw)
+    assert named in str(caught.value)
+    assert caught.value.hint
+
+
+def test_override_keeps_what_is_not_given() -> None:
+    model = Options(cfg=3.0, smooth=False)
+    assert override(model, cfg=None, top_k=None, smooth=None) == model
+    assert override(model, cfg=0.0, smooth=True, top_k=19) == Options(cfg=0.0, smooth=True, top_k=19)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**63, 2**64 - 1])

@@ -10,28 +10,35 @@ from rich.table import Table
 
 from ..backends import check_backend
 from ..bench import Loader, Measurement, job_of, load_bundle, measure
-from ..bundle import Bundle
+from ..bundle import Bundle, bundled_folder
 from ..errors import InputError
 from . import export_tools
 from .output import console, mebibytes, write_json
 
 
 def bench(
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    bundle: Annotated[Path | None, typer.Argument(help="Bundle folder [default: the bundled model].")] = None,
     runs: Annotated[int, typer.Option("-n", "--runs", help="Counted runs after one warm-up.")] = 5,
     batch: Annotated[int, typer.Option(help="Pictures at a time.")] = 1,
     prompt: Annotated[str, typer.Option(help="What to draw.")] = "a lighthouse at dusk",
-    checkpoint: Annotated[str | None, typer.Option(help="Also run the PyTorch reference of this checkpoint and show ratios.")] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Also run the PyTorch reference of this checkpoint, or of `bundled`; show ratios.")
+    ] = None,
     text_model: Annotated[str | None, typer.Option(help="Text model of the checkpoint, if it lies elsewhere.")] = None,
     backend: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures; - for standard output.")] = None,
 ) -> None:
-    """Measure a bundle: median seconds per stage, tokens per second, peak memory; contenders take turns, each in its own process."""
+    """Measure a bundle with its own sampling settings: median seconds per stage, tokens per second, peak memory.
+
+    Contenders take turns, each in its own process.
+    """
     if runs < 1 or batch < 1:
         raise InputError(f"runs is {runs} and batch is {batch}; expected 1 or more of each.")
     check_backend(backend)
-    Bundle(bundle).engine("text_encoder")
-    job = job_of(prompt, batch)
+    bundle = bundled_folder() if bundle is None else bundle
+    opened = Bundle(bundle)
+    opened.engine("text_encoder")
+    job = job_of(prompt, batch, opened.defaults)
     contenders = {"runtime": Loader(load_bundle, (bundle, backend, job))}
     if checkpoint is not None:
         contenders["reference"] = Loader(export_tools.load("bench").load_reference, (checkpoint, text_model, job))

@@ -12,12 +12,13 @@ from ..backends import check_backend
 from ..errors import InputError
 from ..files import check_writable
 from ..image import save_png
-from ..options import Options, check_seed
+from ..options import Options, check_seed, override
 from ..pipeline import Pipeline, Step
 from ..timing import StageTimes, peak_memory
 from .output import console, progress_bar, write_json
+from .sampling import Cfg, DiffusionSteps, Residual, Smooth, TopK, TopP
 
-BundleOption = Annotated[Path | None, typer.Option("--bundle", help="Bundle folder, made with `hart-edge export`.")]
+BundleOption = Annotated[Path | None, typer.Option("--bundle", help="Bundle folder [default: the bundled model].")]
 
 
 def generate(
@@ -28,11 +29,12 @@ def generate(
     bundle: BundleOption = None,
     seed: Annotated[int, typer.Option(help="Seed of the first picture; the next ones count up.")] = 0,
     batch: Annotated[int, typer.Option(help="Pictures per prompt.")] = 1,
-    cfg: Annotated[float, typer.Option(help="Guidance strength; 0 switches it off.")] = Options.cfg,
-    top_k: Annotated[int | None, typer.Option(help="Codes kept at every scale [default: 600, from scale 7 on 300].")] = None,
-    top_p: Annotated[float, typer.Option(help="Nucleus kept after top-k; 0 switches it off.")] = Options.top_p,
-    smooth: Annotated[bool, typer.Option(help="Mix codes by Gumbel-softmax.")] = True,
-    diffusion_steps: Annotated[int | None, typer.Option(help="Steps of the residual diffusion [default: the model's].")] = None,
+    cfg: Cfg = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    smooth: Smooth = None,
+    diffusion_steps: DiffusionSteps = None,
+    residual: Residual = None,
     preview_dir: Annotated[Path | None, typer.Option(help="Write a preview after every scale into this folder.")] = None,
     backend: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
     require_verified: Annotated[bool, typer.Option("--require-verified", help="Refuse a bundle without a valid certificate.")] = False,
@@ -44,13 +46,14 @@ def generate(
     if batch < 1:
         raise InputError(f"batch is {batch}; expected 1 or more.")
     check_backend(backend)
-    options = Options(cfg, top_k, top_p, smooth, diffusion_steps)
+    given = {"cfg": cfg, "top_k": top_k, "top_p": top_p, "smooth": smooth, "diffusion_steps": diffusion_steps, "residual": residual}
+    override(Options(), **given)  # refuses bad values before anything is loaded
     jobs = [(prompt, check_seed(seed + k)) for k, prompt in enumerate(p for p in prompts for _ in range(batch))]
     paths = output_paths(output, len(jobs))
     for path in paths:
         check_writable(path)
-    with Pipeline.load(bundle_path(bundle), backend=backend, require_verified=require_verified) as pipe:
-        times = StageTimes()
+    with Pipeline.load(bundle, backend=backend, require_verified=require_verified) as pipe:
+        options, times = override(pipe.defaults, **given), StageTimes()
         images = _run(pipe, jobs, options, times, preview_dir)
     for image, path in zip(images, paths, strict=True):
         save_png(image, path)
@@ -58,13 +61,6 @@ def generate(
     write_json(json_file, {"images": made, "options": vars(options), "seconds": times.seconds, "peak_memory_bytes": peak_memory()})
     if str(json_file) != "-":
         console().print(f"{', '.join(map(str, paths))}: {times.total:.2f} s", markup=False)
-
-
-def bundle_path(bundle: Path | None) -> Path:
-    """The bundle to use; there is no default one yet."""
-    if bundle is None:
-        raise InputError("no bundle was given.", "Pass --bundle FOLDER; make one with `hart-edge export CHECKPOINT -o FOLDER`.")
-    return bundle
 
 
 def output_paths(output: Path, count: int) -> list[Path]:

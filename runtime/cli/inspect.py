@@ -9,18 +9,18 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from ..bundle import Bundle
+from ..bundle import Bundle, bundled_folder
 from ..certificate import read_certificate
 from .output import console, mebibytes, write_json
 
 
 def inspect(
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    bundle: Annotated[Path | None, typer.Argument(help="Bundle folder [default: the bundled model].")] = None,
     check: Annotated[bool, typer.Option(help="Compare every file with its SHA-256.")] = True,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the facts as JSON; - for standard output.")] = None,
 ) -> None:
     """Show a bundle's model, files, sizes and certificate."""
-    opened = Bundle(bundle, check_files=check)
+    opened = Bundle(bundled_folder() if bundle is None else bundle, check_files=check)
     facts = describe(opened)
     write_json(json_file, facts)
     if str(json_file) != "-":
@@ -53,6 +53,8 @@ def _table(bundle: Bundle, facts: dict[str, Any]) -> Table:
     table.add_row("codebook", f"{spec.codebook_size} codes of {spec.latent_channels}")
     table.add_row("diffusion", f"width {spec.diffusion_width}, {spec.diffusion_steps} steps")
     table.add_row("text", "none: takes context tensors" if text is None else f"system prompt {text.system_prompt_sha256 or 'none'}")
+    own = bundle.manifest.defaults
+    table.add_row("sampling", ", ".join(f"{name} {value}" for name, value in own.items()) if own else "as published")
     table.add_row("precision", bundle.manifest.precision)
     table.add_row("KV cache", f"{mebibytes(facts['kv_cache_bytes_per_image'])} per picture")
     table.add_row("certificate", facts["certificate"]["summary"])

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ..backends import check_backend
-from ..bundle import CERTIFICATE, Bundle
+from ..bundle import CERTIFICATE, Bundle, bundled_folder
 from ..errors import InputError
 from ..files import check_writable
 from . import export_tools
-from .output import console, mebibytes, progress_bar, read_lines
+from .output import complain, console, mebibytes, read_lines, step_progress
 
 TextModel = Annotated[str | None, typer.Option(help="Folder or hub name of the text model [default: the one inside CHECKPOINT].")]
 SystemPrompt = Annotated[Path | None, typer.Option(help="Text file put in front of every prompt; the released weights expect theirs.")]
@@ -22,7 +20,7 @@ Precision = Annotated[str, typer.Option(help="fp32 or fp16.")]
 
 
 def export(
-    checkpoint: Annotated[str, typer.Argument(help="Folder in the published layout, or a name on the model hub.")],
+    checkpoint: Annotated[str, typer.Argument(help="Folder in the published layout, a name on the model hub, or `bundled`.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Bundle folder to make.")],
     precision: Precision = "fp32",
     text_model: TextModel = None,
@@ -34,7 +32,7 @@ def export(
     text = _read_text(system_prompt)
     if output.exists() and not overwrite:
         raise InputError(f"{output} exists already.", "Choose another folder or pass --overwrite.")
-    with _progress() as progress:
+    with step_progress() as progress:
         progress("reading the checkpoint", 0, 1)
         source = export_tools.load("checkpoint").load_checkpoint(checkpoint, text_model)
         bundle = tools.export_bundle(source, output, precision, text, overwrite, progress)
@@ -42,8 +40,10 @@ def export(
 
 
 def verify(
-    bundle: Annotated[Path | None, typer.Argument(help="Bundle folder.")] = None,
-    checkpoint: Annotated[str | None, typer.Option(help="The checkpoint it was exported from.")] = None,
+    bundle: Annotated[Path | None, typer.Argument(help="Bundle folder [default: the bundled model].")] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="The checkpoint it was exported from [default for the bundled model: `bundled`, its own].")
+    ] = None,
     golden: Annotated[Path | None, typer.Option(help="Folder of a recorded run, in place of a bundle.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="Text file, one prompt a line [default: two prompts].")] = None,
     precision: Precision = "fp32",
@@ -54,14 +54,17 @@ def verify(
 ) -> None:
     """Compare a bundle with its checkpoint, or everything with a recorded run; write accuracy.json; exit 1 on failure."""
     check_backend(backend)
-    if (bundle is None) == (golden is None):
-        raise InputError("give either a bundle folder or --golden FOLDER.")
+    if bundle is not None and golden is not None:
+        raise InputError("give either a bundle folder or --golden FOLDER, not both.")
+    if bundle is not None and checkpoint is None:
+        raise InputError(f"bundle {bundle} needs the checkpoint it was exported from.", "Pass --checkpoint FOLDER.")
     if golden is not None:
         report = _verify_golden(golden, precision, backend, json_file or Path(CERTIFICATE))
-    elif bundle is not None and checkpoint is not None:
-        report = _verify_bundle(bundle, checkpoint, prompts, text_model, _read_text(system_prompt), backend, json_file)
     else:
-        raise InputError(f"bundle {bundle} needs the checkpoint it was exported from.", "Pass --checkpoint FOLDER.")
+        targets = [json_file] if json_file else []
+        targets += _certificate(bundle)
+        folder = bundled_folder() if bundle is None else bundle
+        report = _verify_bundle(folder, checkpoint or "bundled", prompts, text_model, _read_text(system_prompt), backend, targets)
     console().print(report.table())
     if not report.passed:
         console().print(f"FAILED: {', '.join(report.failed_stages())}", markup=False)
@@ -74,10 +77,23 @@ def _verify_golden(golden: Path, precision: str, backend: str, target: Path) -> 
         raise InputError(f"{golden} is no folder.", "Expected the folder of a recorded run.")
     check_writable(target)
     tools = export_tools.load("verify")
-    with _progress() as progress:
+    with step_progress() as progress:
         report = tools.verify_recording(golden, precision, backend, progress)
     tools.write_certificate(report, [target], facts={"recording": golden.name, "precision": precision, "backend": backend})
     return report
+
+
+def _certificate(bundle: Path | None) -> list[Path]:
+    """Where the certificate goes: into the bundle; nowhere, with a warning, for the bundled one of an install that is not ours to write."""
+    if bundle is not None:
+        return [bundle / CERTIFICATE]
+    path = bundled_folder() / CERTIFICATE
+    try:
+        check_writable(path)
+    except InputError as error:
+        complain("warning", f"{error.message} The result is shown here only, and the installed certificate stays as it is.")
+        return []
+    return [path]
 
 
 def _verify_bundle(
@@ -87,15 +103,14 @@ def _verify_bundle(
     text_model: str | None,
     system_prompt: str | None,
     backend: str,
-    json_file: Path | None,
+    targets: list[Path],
 ) -> Any:
-    targets = [folder / CERTIFICATE, *([json_file] if json_file else [])]
     bundle = Bundle(folder, check_files=False)
     for target in targets:
         check_writable(target)
     tools = export_tools.load("verify")
     lines = list(tools.PROMPTS) if prompts is None else read_lines(prompts)
-    with _progress() as progress:
+    with step_progress() as progress:
         progress("reading the checkpoint", 0, 1)
         source = export_tools.load("checkpoint").load_checkpoint(checkpoint, text_model)
         report = tools.verify_bundle(bundle, source, lines, system_prompt, backend, progress)
@@ -111,11 +126,3 @@ def _read_text(path: Path | None) -> str | None:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {error}.", "Expected a UTF-8 text file.") from error
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    with progress_bar() as bar:
-        task = bar.add_task("starting", total=1)
-        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
-        bar.update(task, description="done", completed=1, total=1)

@@ -8,11 +8,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
+from hart_edge.export import restore
 from hart_edge.export.checkpoint import Checkpoint, load_checkpoint
 from hart_edge.export.exporter import export_bundle
 from hart_edge.export.random_checkpoint import SIZES, make_checkpoint
+from hart_edge.export.ship import ship
 from hart_edge.runtime import Bundle, Pipeline
+from hart_edge.runtime import bundle as bundle_module
 from hart_edge.runtime.bundle import MANIFEST
 from hart_edge.runtime.files import sha256_of
 
@@ -61,3 +65,47 @@ def rehash() -> Callable[[Path], None]:
         (root / MANIFEST).write_text(json.dumps(manifest))
 
     return update
+
+
+@pytest.fixture(scope="session")
+def half_folder(checkpoint_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint in float16, with sampling settings of its own.
+
+    It has negative zeros, subnormal values and two equal tensors, which a search by value would confuse.
+    """
+    folder = Path(shutil.copytree(checkpoint_folder, tmp_path_factory.mktemp("checkpoint") / "half"))
+    for path in folder.glob("*/model.safetensors"):
+        state = {key: value.half() for key, value in load_file(path).items()}
+        if path.parent.name == "llm":
+            state["blocks.0.attn.q_bias"].fill_(-0.0)
+            state["blocks.0.attn.v_bias"].fill_(6e-8)
+            state["blocks.1.attn.proj.weight"] = state["blocks.0.attn.proj.weight"].clone()
+        save_file(state, path, {"format": "pt"})
+    (folder / "generation_config.json").write_text('{"cfg": 3.0, "top_k": 19}')
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shipped(half_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A package root into which the tiny float16 checkpoint was shipped; tests read it but never change it."""
+    root = tmp_path_factory.mktemp("package")
+    assert ship(half_folder, root).passed
+    return root
+
+
+@pytest.fixture
+def installed(shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An install of the test's own that brings the tiny model, and an empty cache; returns its root."""
+    root = Path(shutil.copytree(shipped, tmp_path / "package"))
+    monkeypatch.setattr(bundle_module, "PACKAGE", root / "runtime")
+    monkeypatch.setattr(restore, "PACKAGE", root / "export")
+    monkeypatch.setattr(restore, "user_cache_path", lambda *_, **__: tmp_path / "cache")
+    return root
+
+
+@pytest.fixture
+def bare_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An install without a bundle; returns the folder where one would be."""
+    monkeypatch.setattr(bundle_module, "PACKAGE", tmp_path / "runtime")
+    monkeypatch.setattr(restore, "PACKAGE", tmp_path / "export")
+    return tmp_path / "runtime" / "bundled"

@@ -45,8 +45,16 @@ def generate(refused: Refused, bundle_root: Path, tmp_path: Path) -> Refused:
     return check
 
 
-def test_no_bundle_given(refused: Refused) -> None:
-    assert "hart-edge export" in refused("generate", "a tree")
+def test_no_bundle_given_and_none_in_this_install(refused: Refused, bare_install: Path) -> None:
+    for command in (["generate", "a tree"], ["inspect"], ["bench"], ["eval"], ["verify"], ["verify", "--checkpoint", "bundled"]):
+        message = refused(*command)
+        assert str(bare_install) in message and "Install hart-edge again" in message and "hart-edge export" in message
+
+
+def test_bundled_checkpoint_of_an_install_that_has_none(refused: Refused, bare_install: Path, bundle_root: Path, tmp_path: Path) -> None:
+    for command in (["verify", str(bundle_root)], ["eval"], ["bench", str(bundle_root), "-n", "1"]):
+        assert "Install hart-edge again" in refused(*command, "--checkpoint", "bundled")
+    assert "Install hart-edge again" in refused("export", "bundled", "-o", str(tmp_path / "b"))
 
 
 def test_bundle_that_does_not_exist(generate: Refused, tmp_path: Path) -> None:
@@ -180,7 +188,7 @@ def test_export_with_an_unknown_precision(refused: Refused, checkpoint_folder: P
 
 
 def test_verify_needs_something_to_verify(refused: Refused, bundle_root: Path, tmp_path: Path) -> None:
-    assert "either a bundle folder or --golden" in refused("verify")
+    assert "either a bundle folder or --golden" in refused("verify", str(bundle_root), "--golden", str(tmp_path))
     assert "--checkpoint" in refused("verify", str(bundle_root))
     assert "is no folder" in refused("verify", "--golden", str(tmp_path / "nowhere"))
 

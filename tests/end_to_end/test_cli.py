@@ -47,9 +47,16 @@ def test_batch_on_the_command_line_equals_single_pictures(bundle_root: Path, tmp
 
 def test_options_reach_the_recipe(bundle_root: Path, tmp_path: Path) -> None:
     target = tmp_path / "o.png"
-    options = ["--cfg", "2", "--top-k", "50", "--top-p", "0.9", "--no-smooth", "--diffusion-steps", "4", "--backend", "cpu"]
+    options = ["--cfg", "2", "--top-k", "50", "--top-p", "0.9", "--no-smooth", "--diffusion-steps", "4", "--no-residual"]
     assert run(["generate", "a tree", "--bundle", str(bundle_root), "-o", str(target), *options]) == 0
-    assert read_recipe(target)["settings"] == {"cfg": 2.0, "top_k": 50, "top_p": 0.9, "smooth": False, "diffusion_steps": 4}
+    assert read_recipe(target)["settings"] == {
+        "cfg": 2.0,
+        "top_k": 50,
+        "top_p": 0.9,
+        "smooth": False,
+        "diffusion_steps": 4,
+        "residual": False,
+    }
 
 
 def test_verify_certifies_a_bundle_and_inspect_shows_it(

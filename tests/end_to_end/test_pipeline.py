@@ -96,7 +96,15 @@ def test_two_streams_at_once_are_kept_apart(pipe: Pipeline) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [Options(cfg=0), Options(cfg=1.0), Options(top_k=1), Options(top_p=0.9), Options(smooth=False), Options(diffusion_steps=1)],
+    [
+        Options(cfg=0),
+        Options(cfg=1.0),
+        Options(top_k=1),
+        Options(top_p=0.9),
+        Options(smooth=False),
+        Options(diffusion_steps=1),
+        Options(residual=False),
+    ],
     ids=repr,
 )
 def test_every_option_runs_and_changes_the_picture(pipe: Pipeline, options: Options) -> None:
