@@ -53,15 +53,24 @@ def read_tokenizer(folder: Path, size: Size) -> HybridAutoencoder:
     return model.eval().requires_grad_(False)
 
 
+def check_weights(folder: Path) -> None:
+    """CheckpointError unless `folder` has the weights that stage 2 trains."""
+    missing = [part for part in ("llm", "text_model") if not (folder / part / WEIGHTS).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{folder} has no weights in {', '.join(missing)}.", "Give a checkpoint or the --out folder of a run of stage 2."
+        )
+
+
 def read_weights(folder: Path, model: Joint) -> None:
-    """Fill the transformer and the text encoder with what stage 2 wrote to `folder`; CheckpointError when they do not fit."""
+    """Fill the transformer and the text encoder with those of a checkpoint; CheckpointError when they do not fit."""
     for part, module in (("llm", model.transformer), ("text_model", model.text)):
         path = folder / part / WEIGHTS
         try:
             module.load_state_dict(load_file(path))
         except (SafetensorError, OSError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:300]
-            raise CheckpointError(f"{path} does not fit this size: {reason}", "Give the --out folder of a run of stage 2.") from error
+            raise CheckpointError(f"{path} does not fit this size: {reason}", "Give a checkpoint of the same --size.") from error
 
 
 def assemble(run: Path, out: Path, dtype: torch.dtype, overwrite: bool = False) -> None:

@@ -67,12 +67,12 @@ def encode(quantizer: HybridQuantizer, f: Tensor, rate: float = 0.0, generator: 
     rest, f_hat = f, torch.zeros_like(f)
     targets, inputs = [], []
     share = 2 * rate * torch.rand(f.shape[0], 1, device=f.device, generator=generator)
+    near = _neighbours(quantizer.embedding.weight)
     last = len(quantizer.patch_nums) - 1
     for scale in range(last):
-        rows = _cells(quantizer, rest, scale)
-        index = _nearest(quantizer, rows).view(f.shape[0], -1)
+        index = _nearest(quantizer, _cells(quantizer, rest, scale)).view(f.shape[0], -1)
         targets.append(index)
-        seen = _corrupt(quantizer, rows, index, share, generator) if rate else index
+        seen = _corrupt(near, index, share, generator) if rate else index
         h = _contribution(quantizer, seen, scale)
         f_hat, rest = f_hat + h, rest - h
         inputs.append(quantizer.pool(f_hat, scale + 1))
@@ -98,15 +98,18 @@ def _contribution(quantizer: HybridQuantizer, index: Tensor, scale: int) -> Tens
     return h if scale == len(quantizer.patch_nums) - 1 else quantizer.upsample(h, scale)
 
 
-def _corrupt(quantizer: HybridQuantizer, rows: Tensor, index: Tensor, share: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Replace a share [B, 1] of index [B, p²]: half by any code, half by one of the nearest of rows [B·p², Z]."""
-    codes = quantizer.embedding.weight
-    distance = codes.square().sum(1) - 2 * rows @ codes.T
-    near = distance.topk(min(NEAR_CODES, len(codes)), largest=False).indices
+@torch.no_grad()
+def _neighbours(codes: Tensor) -> Tensor:
+    """codes [V, Z] → for every code the NEAR_CODES nearest ones [V, K], itself among them."""
+    distance = codes.square().sum(1) - 2 * codes @ codes.T
+    return distance.topk(min(NEAR_CODES, len(codes)), largest=False).indices
+
+
+def _corrupt(near: Tensor, index: Tensor, share: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Replace a share [B, 1] of index [B, p²]: half by any code, half by one of the nearest, near [V, K]."""
     draw = {"device": index.device, "generator": generator}
-    pick = torch.randint(near.shape[1], (len(near), 1), **draw)
-    plausible = near.gather(1, pick).view_as(index)
-    anything = torch.randint(len(codes), index.shape, **draw)
+    plausible = near[index, torch.randint(near.shape[1], index.shape, **draw)]
+    anything = torch.randint(len(near), index.shape, **draw)
     wrong = torch.where(torch.rand(index.shape, **draw) < 0.5, plausible, anything)
     return torch.where(torch.rand(index.shape, **draw) < share, wrong, index)
 

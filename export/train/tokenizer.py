@@ -21,7 +21,7 @@ from torch import Tensor
 from ..reference.autoencoder import HybridAutoencoder
 from ..reference.diffusion import RESIDUAL_GAIN
 from . import command
-from .assemble import write_part
+from .assemble import read_tokenizer, write_part
 from .data import Batch, Source, make_batch
 from .graphs import Metrics, StepGraphs
 from .image_loss import image_loss, psnr
@@ -41,7 +41,8 @@ class TokenizerTrainer:
     def __init__(self, size: Size, device: torch.device, *, source: Source, options: Namespace) -> None:
         torch.manual_seed(options.seed)
         self.size, self.source, self.options, self.device = size, source, options, device
-        self.model = HybridAutoencoder(size.autoencoder_config).to(device, memory_format=torch.channels_last)
+        model = HybridAutoencoder(size.autoencoder_config) if options.init is None else read_tokenizer(options.init, size).train()
+        self.model = trainable(model, options.part).to(device, memory_format=torch.channels_last)
         self.average = Average(self.model, options.ema)
         codebook = self.model.quantize.embedding.weight
         rest = [g | {"params": [p for p in g["params"] if p is not codebook]} for g in groups(self.model, 0.0)]
@@ -65,11 +66,11 @@ class TokenizerTrainer:
     def step(self, batch: Batch, step: int, progress: float) -> Metrics:
         options, g = self.options, self.generator.manual_seed(self.options.seed * 1_000_003 + step)
         (picture,) = self.pool.draw(batch, options.batch, g)
-        if step == 0:
+        if step == 0 and options.init is None:
             self._seed_codebook(picture, g)
         metrics = self.learn("step", picture)
         descend([self.optimizer], self.model, self.average, learning_rate(options.lr, step, progress, options.warmup), step)
-        if step % 50 == 0 and progress <= RESTARTS_UNTIL:
+        if options.part == "all" and step % 50 == 0 and progress <= RESTARTS_UNTIL:
             self._restart_codes()
         return metrics
 
@@ -177,8 +178,17 @@ class TokenizerTrainer:
         """Write OUT/tokenizer/ with the latents scaled so that the diffusion's targets fill −1…1."""
         model = HybridAutoencoder(self.size.autoencoder_config).to(self.device)
         model.load_state_dict(self.average.module.state_dict())
-        rescale(model, self.evaluate()["gain"])
+        if self.options.part == "all":
+            rescale(model, self.evaluate()["gain"])
         write_part(folder / "tokenizer", self.size.autoencoder, {f"vae.{key}": value for key, value in model.state_dict().items()})
+
+
+def trainable(model: HybridAutoencoder, part: str) -> HybridAutoencoder:
+    """All of the model, or the decoder alone: latents and codes stay, so what was trained on them goes on working."""
+    model.requires_grad_(part == "all")
+    for module in (model.post_quant_conv, model.decoder):
+        module.requires_grad_(True)
+    return model
 
 
 @torch.no_grad()
@@ -193,6 +203,8 @@ def rescale(model: HybridAutoencoder, gain: float) -> None:
 
 def parser() -> ArgumentParser:
     parser = command.parser(__doc__, minutes=9, batch=24, lr=6e-4, ema=0.999, warmup=300)
+    parser.add_argument("--init", type=Path, help="checkpoint or --out folder of an earlier run, whose weights to start from")
+    parser.add_argument("--part", choices=("all", "decoder"), default="all", help="what is trained")
     parser.add_argument("--beta", type=float, default=0.25, help="commitment")
     parser.add_argument("--continuous", type=float, default=0.5, help="share of pictures decoded from the continuous latent")
     parser.add_argument("--vq", type=float, default=1.0, help="weight of the quantisation loss")

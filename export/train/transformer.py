@@ -26,7 +26,7 @@ from hart_edge.runtime.files import writable_folder
 
 from ..reference.transformer import HartTransformer
 from . import command
-from .assemble import WEIGHTS, read_tokenizer, read_weights, write_part
+from .assemble import WEIGHTS, check_weights, read_tokenizer, read_weights, write_part
 from .data import HELD_OUT_STREAM, Batch, Packed, Source, make_batch
 from .diffusion_loss import DiffusionLoss, residual_target
 from .graphs import Metrics, StepGraphs
@@ -122,7 +122,8 @@ class TransformerTrainer:
     def _cross_entropy(self, out: Predictions, codes: Codes) -> tuple[Tensor, Metrics]:
         """The scales' weighted mean; then the plain mean over all tokens, of the first scale's, of the last's."""
         target = torch.cat(codes.targets, dim=1)  # [R, N]
-        each = F.cross_entropy(out.logits.transpose(1, 2), target, reduction="none", label_smoothing=self.options.smoothing)
+        rows = F.cross_entropy(out.logits.flatten(0, 1), target.flatten(), reduction="none", label_smoothing=self.options.smoothing)
+        each = rows.view_as(target)
         parts = [part.mean() for part in each.split(out.lengths, dim=1)]
         shares = [weight * length for weight, length in zip(self.weights, out.lengths, strict=True)]
         weighted = sum(share / sum(shares) * part for share, part in zip(shares, parts, strict=True))
@@ -193,7 +194,7 @@ def parser() -> ArgumentParser:
     parser.add_argument("--decay", type=float, default=0.05, help="weight decay of matrices")
     parser.add_argument("--balance", type=float, default=0.5, help="weight of a token of a p×p scale: 1/p to this power")
     parser.add_argument("--reading", type=float, default=0.2, help="weight of reading the caption's claims")
-    parser.add_argument("--init", type=Path, help="--out folder of an earlier run of this stage, whose weights to start from")
+    parser.add_argument("--init", type=Path, help="checkpoint or --out folder of an earlier run, whose weights to start from")
     parser.add_argument("--drop", type=float, default=0.1, help="share of captions dropped, for guidance")
     parser.add_argument("--keep", type=float, default=0.2, help="mean share of the last scale's tokens that take part")
     parser.add_argument("--corrupt", type=float, default=0.1, help="mean share of wrong input codes; 0 for none")
@@ -207,7 +208,7 @@ def caption_tokens(options: Namespace, source: Source, size: Size) -> CaptionTok
     """The caption tokenizer of the run, trained when there is none yet."""
     folder = options.out / "bpe"
     if options.init is not None:
-        folder = options.init / "bpe"
+        folder = options.init / "text_model"
     elif not (folder / "tokenizer.json").is_file():
         rng = np.random.default_rng([options.seed, HELD_OUT_STREAM + 1])
         sampled = [source.sample(rng, False)[1] for _ in range(CAPTIONS_FOR_BPE)]
@@ -223,6 +224,8 @@ def run(options: Namespace, source: Source) -> int:
     """The whole stage or one session of it; returns the steps done in all."""
     size = command.size_named(options.size)
     read_tokenizer(options.tokenizer, size)  # a wrong folder is found out before anything is written
+    if options.init is not None:
+        check_weights(options.init)
     captions = caption_tokens(options, source, size)
     trainer = partial(TransformerTrainer, source=source, options=options, captions=captions)
     pinned = {"tokenizer": command.digest(options.tokenizer / "tokenizer" / WEIGHTS)}

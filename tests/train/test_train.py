@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hart_edge.export.checkpoint import load_checkpoint
@@ -225,6 +226,23 @@ def test_tokenizer_learns(stage1: Path, tmp_path: Path) -> None:
     tokenizer.run(options_of(tokenizer, first, "--steps", "2"), Discs())
     assert losses(stage1, "psnr_hybrid")["psnr_hybrid"] > losses(first, "psnr_hybrid")["psnr_hybrid"] + 1
     assert losses(stage1, "inside_rescaled")["inside_rescaled"] > 0.99
+
+
+def test_the_decoder_goes_on_alone(stage1: Path, tmp_path: Path) -> None:
+    out = tmp_path / "decoder"
+    tokenizer.run(options_of(tokenizer, out, "--steps", "12", "--init", str(stage1), "--part", "decoder"), Discs())
+    before, after = (load_file(run / "tokenizer/model.safetensors") for run in (stage1, out))
+    changed = {key.split(".")[1] for key in before if not torch.equal(before[key], after[key])}
+    assert changed == {"decoder", "post_quant_conv"}
+    assert losses(out, "psnr_hybrid")["psnr_hybrid"] > losses(stage1, "psnr_hybrid")["psnr_hybrid"]
+
+
+def test_a_transformer_goes_on_from_another_run(stage1: Path, stage2: Path, tmp_path: Path) -> None:
+    more = ["--tokenizer", str(stage1), "--steps", "1", "--warmup", "1000", "--init", str(stage2)]
+    transformer.run(options_of(transformer, tmp_path / "run", *more), Discs())
+    assert losses(tmp_path / "run", "held_ce")["held_ce"] == pytest.approx(losses(stage2, "held_ce")["held_ce"], abs=0.02)
+    with pytest.raises(CheckpointError, match="no weights in llm, text_model"):
+        transformer.run(options_of(transformer, tmp_path / "other", *more[:-1], str(stage1)), Discs())
 
 
 def test_transformer_learns_and_its_folder_is_a_checkpoint(stage1: Path, stage2: Path, tmp_path: Path) -> None:
