@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hart_edge.runtime.files import writable
 
 from .run import Evaluation
 
-COLUMNS, CAPTION, GAP, MOST = 8, 48, 6, 64
+CAPTION, GAP, MOST = 48, 6, 64
 RIGHT, WRONG = (70, 70, 70), (200, 30, 30)
 
 
@@ -19,12 +20,13 @@ def write_sheet(evaluation: Evaluation, path: Path) -> None:
     """The first 64 pictures as PNG; captions of wrong ones are red."""
     count = min(MOST, len(evaluation.pictures))
     side = evaluation.pictures[0].shape[0]
-    rows = -(-count // COLUMNS)
+    columns = math.ceil(math.sqrt(2 * count))  # about twice as wide as high
+    rows = -(-count // columns)
     cell_width, cell_height = side + GAP, side + CAPTION + GAP
-    sheet = Image.new("RGB", (min(count, COLUMNS) * cell_width + GAP, rows * cell_height + GAP), "white")
+    sheet = Image.new("RGB", (columns * cell_width + GAP, rows * cell_height + GAP), "white")
     draw = ImageDraw.Draw(sheet)
     for k in range(count):
-        x, y = GAP + k % COLUMNS * cell_width, GAP + k // COLUMNS * cell_height
+        x, y = GAP + k % columns * cell_width, GAP + k // columns * cell_height
         right = evaluation.scores[k].all_correct
         sheet.paste(Image.fromarray(evaluation.pictures[k]), (x, y))
         draw.text((x, y + side + 4), textwrap.fill(evaluation.prompts[k].text, side // 6), fill=RIGHT if right else WRONG)
