@@ -2,7 +2,19 @@
 
 from .bundle import Bundle
 from .certificate import Certificate, read_certificate
-from .errors import BundleError, CheckpointError, EngineError, HartError, HartWarning, InputError, MissingPackageError
+from .errors import (
+    BundleError,
+    CheckpointError,
+    EngineError,
+    GpuError,
+    GpuLostError,
+    GpuMemoryError,
+    HartError,
+    HartWarning,
+    InputError,
+    KernelError,
+    MissingPackageError,
+)
 from .image import read_recipe, save_png
 from .noise import Noise, PhiloxNoise, RecordedNoise
 from .options import Options
@@ -15,9 +27,13 @@ __all__ = [
     "Certificate",
     "CheckpointError",
     "EngineError",
+    "GpuError",
+    "GpuLostError",
+    "GpuMemoryError",
     "HartError",
     "HartWarning",
     "InputError",
+    "KernelError",
     "MissingPackageError",
     "Noise",
     "Options",

@@ -45,5 +45,21 @@ class MissingPackageError(HartError):
     """A feature whose optional packages are not installed."""
 
 
+class KernelError(HartError):
+    """A CUDA kernel that does not compile, or a launch that does not fit the card."""
+
+
+class GpuError(HartError):
+    """A GPU, its driver or a use of either that cannot work; the message names the remedy."""
+
+
+class GpuMemoryError(GpuError):
+    """The GPU has too little free memory; a smaller request may fit."""
+
+
+class GpuLostError(GpuError):
+    """The context is broken (illegal address, hang, removed card): every later call of this process to this GPU fails."""
+
+
 class HartWarning(UserWarning):
     """Something the user should know that does not stop the work."""
