@@ -40,7 +40,7 @@ def verify_bundle(
     backend: str = "auto",
     progress: Progress = no_progress,
 ) -> Report:
-    """Compare a bundle with the checkpoint it was made from.
+    """Compare a bundle with the checkpoint it was made from, sampled with the model's own settings.
 
     Args:
         bundle: opened with check_files=False: damage is reported, not raised.
@@ -115,7 +115,7 @@ def _check_prompts(
     """All engine checks for a few prompts."""
     context, positions, own = _conditioning(pipe, model, text, prompts, seed, report)
     noise = PhiloxNoise([seed + j for j in range(len(prompts))])
-    recording = Recording(context, positions, noise, Settings(), {})
+    recording = Recording(context, positions, noise, Settings.of(pipe.defaults), {})
     reference = run_reference(model, recording)
     TeacherForced(pipe, model, recording, reference, report).run()
     check_free_running(pipe, own, recording, reference, report)

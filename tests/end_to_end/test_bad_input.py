@@ -52,7 +52,7 @@ def test_no_bundle_given_and_none_in_this_install(refused: Refused, bare_install
 
 
 def test_bundled_checkpoint_of_an_install_that_has_none(refused: Refused, bare_install: Path, bundle_root: Path, tmp_path: Path) -> None:
-    for command in (["verify", str(bundle_root)], ["eval"], ["bench", str(bundle_root), "-n", "1"]):
+    for command in (["verify", str(bundle_root)], ["eval"]):
         assert "Install hart-edge again" in refused(*command, "--checkpoint", "bundled")
     assert "Install hart-edge again" in refused("export", "bundled", "-o", str(tmp_path / "b"))
 
