@@ -8,7 +8,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from hart_edge.export.shapes.sampler import EDGE, GAP, HELD_OUT_COUNTS, HELD_OUT_PAIRS, RELATION_MARGIN, is_held_out, sample_scene
+from hart_edge.export.shapes.sampler import EDGE, GAP, HELD_OUT, RELATION_MARGIN, is_held_out, sample_scene
 from hart_edge.export.shapes.scene import COLOURS, RELATIONS, SHAPES, SIZE_LIMIT, Group, Item, Scene, Spec, spec_of
 from hart_edge.runtime.errors import InputError
 
@@ -30,15 +30,19 @@ def test_held_out_scenes_always_hold_one() -> None:
 
 
 def test_held_out_share_is_about_a_tenth() -> None:
-    pairs = len(COLOURS) * len(SHAPES)
-    assert 0.08 <= len(HELD_OUT_PAIRS) / pairs <= 0.12
-    assert 0.08 <= len(HELD_OUT_COUNTS) / (4 * (pairs - len(HELD_OUT_PAIRS))) <= 0.12
+    assert 0.08 <= len(HELD_OUT) / (4 * len(COLOURS) * len(SHAPES)) <= 0.12
+
+
+def test_every_colour_of_a_shape_is_trained_in_most_counts() -> None:
+    for colour in COLOURS:
+        for shape in SHAPES:
+            assert sum(is_held_out(Group(count, colour, shape)) for count in range(1, 5)) <= 1
 
 
 def test_everything_else_occurs(scenes: list[Scene]) -> None:
     specs = [spec_of(scene) for scene in scenes]
     seen = {(group.colour, group.shape) for spec in specs for group in spec.groups}
-    assert len(seen) == len(COLOURS) * len(SHAPES) - len(HELD_OUT_PAIRS)
+    assert len(seen) == len(COLOURS) * len(SHAPES)
     assert {spec.relation for spec in specs} == {None, *RELATIONS}
     assert {len(scene.items) for scene in scenes} == {1, 2, 3, 4}
 
