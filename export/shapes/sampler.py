@@ -21,6 +21,7 @@ HELD_OUT = frozenset(
 )
 CONTAINERS = ("ring", "circle", "square")  # shapes that a small one can lie inside or upon
 SIDEWAYS = ("left of", "right of", "above", "below")
+INSIDE_TRAINED, INSIDE_HELD_OUT = 0.2, 0.1  # shares of scenes with one object inside another: the hardest to learn
 
 EDGE = 0.03  # least distance from a circle around an item to the picture's edge
 GAP = 0.04  # least distance between two such circles
@@ -53,7 +54,7 @@ def is_held_out(group: Group) -> bool:
 def sample_scene(rng: np.random.Generator, held_out: bool = False) -> Scene:
     """One scene of 1 to 4 objects; with `held_out` it has at least one held-out group, without it none."""
     while True:
-        spec = _sample_spec(rng)
+        spec = _sample_spec(rng, INSIDE_HELD_OUT if held_out else INSIDE_TRAINED)
         if any(is_held_out(group) for group in spec.groups) != held_out:
             continue
         items = _place(spec, rng)
@@ -61,19 +62,20 @@ def sample_scene(rng: np.random.Generator, held_out: bool = False) -> Scene:
             return Scene(items, spec.relation, _sample_background(rng))
 
 
-def _sample_spec(rng: np.random.Generator) -> Spec:
-    """30 % one group, 15 % one inside the other, 13 % two groups joined by "and", 42 % side by side or one above the other."""
-    kind = rng.random()
-    if kind < 0.3:
-        return Spec((_sample_group(rng, int(rng.integers(1, MAX_ITEMS + 1))),))
-    if kind < 0.45:
+def _sample_spec(rng: np.random.Generator, inside: float) -> Spec:
+    """A share `inside` has one object inside another. Of the rest a third has one group, a sixth two groups joined by
+    "and", and one half two groups side by side or one above the other."""
+    if rng.random() < inside:
         return _sample_inside(rng)
-    relation = None if kind < 0.58 else SIDEWAYS[rng.integers(4)]
-    first = _sample_group(rng, int(rng.integers(1, MAX_ITEMS)))
-    second = _sample_group(rng, int(rng.integers(1, MAX_ITEMS - first.count + 1)))
-    if (first.colour, first.shape) == (second.colour, second.shape):
-        return _sample_spec(rng)
-    return Spec((first, second), relation)
+    kind = rng.integers(6)
+    if kind < 2:
+        return Spec((_sample_group(rng, int(rng.integers(1, MAX_ITEMS + 1))),))
+    relation = None if kind == 2 else SIDEWAYS[rng.integers(4)]
+    while True:
+        first = _sample_group(rng, int(rng.integers(1, MAX_ITEMS)))
+        second = _sample_group(rng, int(rng.integers(1, MAX_ITEMS - first.count + 1)))
+        if (first.colour, first.shape) != (second.colour, second.shape):
+            return Spec((first, second), relation)
 
 
 def _sample_group(rng: np.random.Generator, count: int, size: str | None = None) -> Group:
@@ -143,14 +145,12 @@ def _place_one(
 
 
 def _place_inside(spec: Spec, rng: np.random.Generator) -> tuple[Item, ...]:
-    """A small item near the middle of a large one; a ring's hole keeps a gap around it."""
+    """A small item in the middle of a large one, with a gap to the edge of a ring's hole."""
     inner, outer = spec.groups
-    radius = rng.uniform(0.31, 0.37)
-    x, y = rng.uniform(0.5 - JITTER, 0.5 + JITTER, size=2).tolist()
-    small = rng.uniform(0.095, 0.105)
-    angle, reach = rng.uniform(0, 2 * math.pi), rng.uniform(0, 1) * (0.5 * radius - small - 0.02)
-    over = _item(inner, x + reach * math.cos(angle), y + reach * math.sin(angle), small, rng)
-    return over, _item(outer, x, y, radius, rng)
+    radius, small = rng.uniform(0.32, 0.36), rng.uniform(0.098, 0.105)
+    x, y = rng.uniform(0.5 - 0.5 * JITTER, 0.5 + 0.5 * JITTER, size=2).tolist()
+    over_x, over_y = rng.uniform(-0.01, 0.01, size=2).tolist()
+    return _item(inner, x + over_x, y + over_y, small, rng), _item(outer, x, y, radius, rng)
 
 
 def _item(group: Group, x: float, y: float, radius: float, rng: np.random.Generator) -> Item:

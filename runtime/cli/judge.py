@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -71,7 +72,10 @@ def _run(
 
 
 def _table(result: Any, facts: dict[str, Any]) -> Table:
-    table = Table(title=f"{len(result.scores)} prompts, {result.options}", title_justify="left", show_header=False)
+    table = Table(title=f"{len(result.scores)} prompts", title_justify="left", show_header=False)
+    for name, value in asdict(result.options).items():
+        table.add_row(name.replace("_", " "), "default" if value is None else str(value))
+    table.add_section()
     for category, share in result.shares.items():
         table.add_row(category.replace("_", " "), "not claimed" if share is None else f"{100 * share:.1f} %")
     if result.frechet is not None:
