@@ -75,16 +75,15 @@ SIZES = {
     "mid": _size(
         [1, 2, 3, 4, 5, 6, 8, 10, 13, 16], depth=8, width=384, heads=6, tokens=64, text=(256, 4, 4), vae=(2048, 16, 64), diffusion=(384, 3)
     ),
-    "full-512": _size(
-        [1, 2, 3, 4, 6, 9, 13, 18, 24, 32],
-        depth=24,
-        width=1536,
-        heads=24,
-        tokens=300,
-        text=(1536, 2, 12),
-        vae=(4096, 32, 160),
-        diffusion=(1024, 6),
-    ),
+    **{
+        f"full-{pixels}": _size(
+            scales, depth=24, width=1536, heads=24, tokens=300, text=(1536, 2, 12), vae=(4096, 32, 160), diffusion=(1024, 6)
+        )
+        for pixels, scales in {
+            512: [1, 2, 3, 4, 6, 9, 13, 18, 24, 32],
+            1024: [1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64],
+        }.items()
+    },
 }
 
 
