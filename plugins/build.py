@@ -7,8 +7,10 @@ Exit code 1 names the source, the kernels, the target and the compiler's log if 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated
 
@@ -32,23 +34,26 @@ _KERNEL = re.compile(r"Compiling entry function '(\S+)'.*?(\d+) bytes spill stor
 def build(kernels: Iterable[KernelLike], sources: Mapping[str, str], targets: Iterable[int], cache: KernelCache) -> Results:
     """Compile every source for every target, all its kernels together; a source without kernels there has no entry.
 
-    Raises KernelError that lists each kernel that does not compile, with source, target and the compiler's log.
+    One compilation per core at a time: NVRTC takes one core each. Raises KernelError that lists each kernel that does not
+    compile, with source, target and the compiler's log.
     """
     kernels = tuple(kernels)
     work = [(name, target) for name in sorted({k.source for k in kernels}) for target in targets]
-    results: Results = {}
-    failures: list[str] = []
-    with progress_bar() as bar:
-        for name, target in bar.track(work, description="compiling"):
-            expressions = expressions_of(kernels, name, target)
-            if expressions:
-                try:
-                    results[name, target] = cache.get(unit(name, sources, expressions), target)
-                except KernelError as error:
-                    failures.append(_blame(name, sources, expressions, target, cache) or error.message)
+
+    def compile_one(job: tuple[str, int]) -> Compiled | KernelError | None:
+        name, target = job
+        expressions = expressions_of(kernels, name, target)
+        try:
+            return cache.get(unit(name, sources, expressions), target) if expressions else None
+        except KernelError as error:
+            return KernelError(_blame(name, sources, expressions, target, cache) or error.message)
+
+    with ThreadPoolExecutor(os.cpu_count()) as executor, progress_bar() as bar:
+        found = list(bar.track(executor.map(compile_one, work), total=len(work), description="compiling"))
+    failures = [outcome.message for outcome in found if isinstance(outcome, KernelError)]
     if failures:
         raise KernelError("\n".join(failures))
-    return results
+    return {job: outcome for job, outcome in zip(work, found, strict=True) if isinstance(outcome, Compiled)}
 
 
 def _blame(name: str, sources: Mapping[str, str], expressions: Iterable[str], target: int, cache: KernelCache) -> str:

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from . import (
+    add_bias,
+    add_silu,
+    attention,
+    cast,
+    context_entry,
+    diffusion_update,
     gate_residual,
     group_norm_silu,
     guided_sample,
+    latent_sum,
     layer_norm_modulate,
     next_scale,
     noise,
     rms_norm,
     rope_cache,
+    rope_tables,
+    softmax_rows,
     swiglu,
+    take_rows,
     to_uint8,
+    transpose,
+    upsample,
 )
 from .kernel import Kernel
 
@@ -27,6 +39,18 @@ OPERATORS = (
     next_scale,
     to_uint8,
     noise,
+    add_bias,
+    add_silu,
+    cast,
+    diffusion_update,
+    take_rows,
+    upsample,
+    softmax_rows,
+    attention,
+    rope_tables,
+    context_entry,
+    latent_sum,
+    transpose,
 )
 
 KERNELS: tuple[Kernel, ...] = tuple(kernel for operator in OPERATORS for kernel in operator.KERNELS)

@@ -194,11 +194,11 @@ __device__ inline float block_max(float value, float* scratch) {
 
 // codes = Σ w·codebook / Σ w over the n kept codes; the weights replace their keys.
 __device__ inline void mix(const Row& row, int n, const float* codebook, float* codes, int channels, float sharpen, float temperature,
-                           unsigned long long seed, unsigned long long first, int scale) {
+                           unsigned long long seed, unsigned long long first, int scale, const float* given) {
     float greatest = minus_infinity(), sum = 0.0f;
     for (int i = threadIdx.x; i < n; i += sample_threads) {
         const int j = row.kept[i];
-        const float noise = gumbel_at(seed, first + j, scale, SMOOTH);
+        const float noise = given ? given[j] : gumbel_at(seed, first + j, scale, SMOOTH);
         const float score = __fdiv_rn(__fadd_rn(__fmul_rn(unordered(row.keys[j]), sharpen), noise), temperature);
         greatest = fmaxf(greatest, score);
         row.keys[j] = __float_as_uint(score);
@@ -232,11 +232,13 @@ __device__ inline void mix(const Row& row, int n, const float* codebook, float* 
     }
 }
 
-// logits of an image [tokens, size]; unconditional null: no guidance. limit < 0: no top-p. Grid: (tokens, images).
+// logits of an image [tokens, size]; unconditional null: no guidance. limit < 0: no top-p. token_noise and smooth_noise, as
+// the logits, are taken in place of noise from the seeds where they are not null. Grid: (tokens, images).
 template <bool smooth>
 __global__ void guided_sample(const float* conditional, const float* unconditional, const unsigned long long* seeds,
-                              const float* codebook, long long* token, float* codes, int size, int channels, float keep, float take,
-                              int top_k, float limit, float sharpen, float temperature, int scale) {
+                              const float* codebook, const float* token_noise, const float* smooth_noise, long long* token, float* codes,
+                              int size, int channels, float keep, float take, int top_k, float limit, float sharpen, float temperature,
+                              int scale) {
     extern __shared__ unsigned row_keys[];
     __shared__ int counts[32];
     __shared__ float sums[32];
@@ -252,7 +254,8 @@ __global__ void guided_sample(const float* conditional, const float* uncondition
     int chosen = row.kept[0];
     for (int i = threadIdx.x; i < n; i += sample_threads) {
         const int j = row.kept[i];
-        const float score = __fadd_rn(unordered(row.keys[j]), gumbel_at(seed, first + j, scale, TOKEN));
+        const float noise = token_noise ? token_noise[place * size + j] : gumbel_at(seed, first + j, scale, TOKEN);
+        const float score = __fadd_rn(unordered(row.keys[j]), noise);
         if (score > best) {
             best = score;
             chosen = j;
@@ -261,7 +264,8 @@ __global__ void guided_sample(const float* conditional, const float* uncondition
     chosen = block_argmax(best, chosen);
     if (threadIdx.x == 0) token[place] = chosen;
     if constexpr (smooth) {
-        mix(row, n, codebook, codes + place * channels, channels, sharpen, temperature, seed, first, scale);
+        const float* given = smooth_noise ? smooth_noise + place * size : nullptr;
+        mix(row, n, codebook, codes + place * channels, channels, sharpen, temperature, seed, first, scale, given);
     } else {
         for (int z = threadIdx.x; z < channels; z += sample_threads) {
             codes[place * channels + z] = codebook[static_cast<long long>(chosen) * channels + z];

@@ -5,7 +5,8 @@
 
 conditional, unconditional [B, L, V] float32 (none at scale 0); seeds [B] uint64; codebook [V, Z] float32 → token [B, L]
 int64, codes [B, L, Z] float32, channels last as `next_scale` takes them. Noise is that of `runtime/noise.py` for (seed,
-purpose, scale), so tokens are those of the CPU path, but for ties of floats.
+purpose, scale), so tokens are those of the CPU path, but for ties of floats; or it is given, [B, L, V] float32, as a
+recorded run's.
 """
 
 from __future__ import annotations
@@ -81,8 +82,16 @@ KERNELS = (kernel(True), kernel(False))
 
 
 def launch(
-    conditional: Buffer, unconditional: Buffer | None, seeds: Buffer, codebook: Buffer, token: Buffer, codes: Buffer, s: Sampling
+    conditional: Buffer,
+    unconditional: Buffer | None,
+    seeds: Buffer,
+    codebook: Buffer,
+    token: Buffer,
+    codes: Buffer,
+    s: Sampling,
+    noise: tuple[Buffer, Buffer] | None = None,
 ) -> Launch:
+    """noise: Gumbel noise of the tokens and of the smooth mixture, in place of the seeds'."""
     batch, tokens, size = expect_rank(OP, "conditional", conditional, "B L V", ("float32",))
     if unconditional is not None:
         expect(OP, "unconditional", unconditional, (batch, tokens, size), ("float32",))
@@ -92,6 +101,8 @@ def launch(
     expect(OP, "codebook", codebook, (size, channels), ("float32",))
     expect(OP, "token", token, (batch, tokens), ("int64",))
     expect(OP, "codes", codes, (batch, tokens, channels), ("float32",))
+    for buffer in noise or ():
+        expect(OP, "noise", buffer, (batch, tokens, size), ("float32",))
     expect_true(OP, s.top_k >= 1 and s.scale >= 0, f"top_k is {s.top_k}, scale is {s.scale}; expected 1 and 0, or more.")
     expect_true(OP, 0 <= s.top_p <= 1, f"top_p is {s.top_p}; expected 0 to 1.")
     expect_true(OP, tokens <= MAX_GRID_X and batch <= MAX_GRID_YZ, f"conditional is {conditional}, too large for one launch.")
@@ -99,7 +110,7 @@ def launch(
     arguments = (
         pointer(conditional),
         pointer(unconditional) if s.t != 0 else Pointer(0),
-        *map(pointer, (seeds, codebook, token, codes)),
+        *map(pointer, (seeds, codebook, *(noise or (None, None)), token, codes)),
         np.int32(size),
         np.int32(channels),
         np.float32(1 + s.t),

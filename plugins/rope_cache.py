@@ -7,6 +7,9 @@ qkv [R·L, 3·H·D]; q_bias, v_bias [H·D]; positions int64, [R, L] for text, [R
 float32, from `frequencies`, so that the angles are the runtime's to the last bit. Everything is float32 inside and
 rounded once.
 
+With gain [H], exp(min(scale_mul, ln 100)) of a model with attn_l2_norm, heads are normalised before they are rotated:
+q/‖q‖·gain and k/‖k‖, norms of at least 1e-12.
+
 q comes out as [R, L, H, D]: FlashAttention's own layout, cuDNN takes any strides, writing it is one contiguous run per
 token, and the attention's output in the same layout is the next product's input without a transposition. The caches are
 [R, H, capacity, D], as in `runtime/kv_cache.py`.
@@ -21,6 +24,7 @@ from .kernel import C_TYPES, FLOATS, ITEM_BYTES, Buffer, Kernel, Launch
 from .quantize import Array
 
 OP = "rope_cache"
+LEAST_NORM = np.float32(1e-12)
 
 
 def frequencies(head_dim: int, image: bool) -> Array:
@@ -41,12 +45,15 @@ def rope_cache(
     start: int,
     side: int = 0,
     grid: int = 0,
+    gain: Array | None = None,
 ) -> tuple[Array, Array, Array]:
     """NumPy truth: q [R, L, H, D] and the two new caches; the given ones are not changed. side 0: text."""
     rows, heads, _, head_dim = k_cache.shape
     tokens = qkv.shape[0] // rows
     q, k, v = qkv.astype(np.float32).reshape(rows, tokens, 3, heads, head_dim).transpose(2, 0, 1, 3, 4)
     q, v = (x + bias.astype(np.float32).reshape(heads, head_dim) for x, bias in ((q, q_bias), (v, v_bias)))
+    if gain is not None:
+        q, k = _normalized(q) * gain.astype(np.float32)[:, None], _normalized(k)
     a, b = (angle[:, :, None] for angle in _angles(frequency, positions, tokens, side, grid))  # [R, L, 1, D/2]
     k_next, v_next = k_cache.copy(), v_cache.copy()
     k_next[:, :, start : start + tokens] = _rotate(k, a, b).transpose(0, 2, 1, 3).astype(qkv.dtype)
@@ -63,6 +70,11 @@ def _angles(frequency: Array, positions: Array, tokens: int, side: int, grid: in
     places = (axis.astype(np.float32) / np.float32(side) * np.float32(grid) for axis in (index // side, index % side))
     row, col = (np.tile((place + positions[:, None].astype(np.float32))[..., None] * frequency, 2) for place in places)
     return row, col
+
+
+def _normalized(x: Array) -> Array:
+    unit: Array = x / np.maximum(np.sqrt(np.sum(x * x, axis=-1, keepdims=True)), LEAST_NORM)
+    return unit
 
 
 def _rotate(x: Array, a: Array, b: Array) -> Array:
@@ -89,6 +101,7 @@ def launch(
     start: int,
     side: int = 0,
     grid: int = 0,
+    gain: Buffer | None = None,
 ) -> Launch:
     """The caches may have more rows than the run: the first R are written."""
     rows, tokens, heads, head_dim = expect_rank(OP, "q", q, "R L H D")
@@ -106,10 +119,13 @@ def launch(
     expect_true(OP, side == 0 or grid >= side, f"grid is {grid}; expected {side} or more.")
     expect(OP, "frequency", frequency, (head_dim // (4 if side else 2),), ("float32",))
     expect(OP, "positions", positions, (rows,) if side else (rows, tokens), ("int64",))
+    if gain is not None:
+        expect(OP, "gain", gain, (heads,), one)
     expect_true(OP, rows * tokens <= MAX_GRID_X, f"q is {q}, too large for one launch.")
     n = lanes(head_dim // 2, q.dtype, (qkv, q_bias, v_bias, q, k_cache, v_cache))
-    buffers = (qkv, q_bias, v_bias, frequency, positions, q, k_cache, v_cache)
+    buffers = (qkv, q_bias, v_bias, frequency, positions, gain, q, k_cache, v_cache)
     numbers = (tokens, heads, head_dim, side, grid, capacity, start)
     arguments = (*map(pointer, buffers), *map(np.int32, numbers))
     threads = threads_for(width // 2 // n, 1, most=256)
-    return Launch(kernel(q.dtype, n), (rows * tokens, 1, 1), (threads, 1, 1), expect_shared(OP, 8 * head_dim, "q"), arguments)
+    shared = expect_shared(OP, 4 * (2 * head_dim + 2 * heads), "q")
+    return Launch(kernel(q.dtype, n), (rows * tokens, 1, 1), (threads, 1, 1), shared, arguments)

@@ -2,8 +2,8 @@
 
 NVRTC is bound here through ctypes (nine functions), so that it serves PyCUDA too, whose own compiler needs nvcc.
 cuda-pathfinder finds the library in the wheel `nvidia-cuda-nvrtc`, in conda or in an installed toolkit. From 13.3 on the
-library contains the headers as well (cuda_fp16.h, cuda_fp8.h, mma.h, CCCL); before, the wheel `nvidia-cuda-runtime`
-has them. Knows nothing of caching.
+library contains the headers as well (cuda_fp16.h, cuda_fp8.h, mma.h, CCCL); before, the wheel `nvidia-cuda-runtime` or
+the installed toolkit has them. Knows nothing of caching.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ BUNDLED_HEADERS = (13, 3)
 
 OPTIONS = ("--std=c++17", "-Xptxas=-v")
 """`-v`: registers and spills of every kernel, in the log."""
+
+TOOLKIT_HEADERS = Path("/usr/local/cuda/include")
+"""Where the toolkit's installer for Linux puts its headers."""
 
 _INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
 
@@ -74,7 +77,8 @@ class Compiler:
     """
 
     def __init__(self) -> None:
-        self._library = _load()
+        self._path = _find()
+        self._library = ctypes.CDLL(str(self._path))
         major, minor = ctypes.c_int(), ctypes.c_int()
         self._do("nvrtcVersion", ctypes.byref(major), ctypes.byref(minor))
         self.version = (major.value, minor.value)
@@ -115,7 +119,7 @@ class Compiler:
     def _header_options(self, folder: Path) -> list[str]:
         if self.version >= BUNDLED_HEADERS:
             return [f"--use-bundled-headers={folder}"]
-        return [f"-I{_toolkit_headers()}"]
+        return [f"-I{toolkit_headers(self._path)}"]
 
     def _names(self, program: ctypes.c_void_p, expressions: tuple[str, ...]) -> dict[str, str]:
         lowered, names = ctypes.c_char_p(), {}
@@ -143,24 +147,32 @@ class Compiler:
         return text.decode()
 
 
-def _load() -> ctypes.CDLL:
+def toolkit_headers(library: Path) -> Path:
+    """The folder with cuda_fp16.h: beside NVRTC's own folder, so that both are of one version, else wherever there is one.
+
+    Args:
+        library: the file of NVRTC.
+    """
+    from cuda.pathfinder import find_nvidia_header_directory
+
+    root = library.resolve().parent.parent  # nvidia/cu13 or nvidia/cuda_nvrtc of site-packages, or the toolkit's
+    found: str | None = find_nvidia_header_directory("cudart")
+    beside = [root / "include", root.parent / "cuda_runtime" / "include"]
+    for folder in (*beside, *([Path(found)] if found else []), TOOLKIT_HEADERS):
+        if (folder / "cuda_fp16.h").is_file():
+            return folder
+    raise _missing("nvidia-cuda-runtime")
+
+
+def _find() -> Path:
     try:
         from cuda.pathfinder import DynamicLibNotFoundError, load_nvidia_dynamic_lib
     except ImportError as error:
         raise _missing("cuda-pathfinder") from error
     try:
-        return ctypes.CDLL(load_nvidia_dynamic_lib("nvrtc").abs_path)
+        return Path(load_nvidia_dynamic_lib("nvrtc").abs_path)
     except DynamicLibNotFoundError as error:
         raise _missing("nvidia-cuda-nvrtc") from error
-
-
-def _toolkit_headers() -> str:
-    from cuda.pathfinder import find_nvidia_header_directory
-
-    folder: str | None = find_nvidia_header_directory("cudart")
-    if folder is None:
-        raise _missing("nvidia-cuda-runtime")
-    return folder
 
 
 def _missing(package: str) -> MissingPackageError:

@@ -37,6 +37,13 @@ RELATIVE_NORM: dict[str, float] = {
     "exported module": 1e-5,  # same weights and formulas as the reference, additions in another order
     "smooth latent": 1e-4,  # engines on their own over all scales: a sum of smooth codes, for which see the entry above
     "recorded picture": 1e-3,  # some forty convolutions further on, and clamped
+    "one layer float32": 1e-6,  # one product or convolution of the fused engine: a few thousand terms in another order
+    "one layer float16": 5e-4,  # the same, rounded once to 11 bits
+    "many layers float32": 1e-5,  # a decoder or an MLP: the same, some forty times one behind the other
+    "many layers float16": 5e-3,  # one rounding to 11 bits per layer
+    # The first diffusion step divides by √ᾱ = 5·10⁻⁵ and clips: rounding moves the few values that fall between the bounds.
+    "sampled float32": 1e-3,
+    "sampled float16": 2e-2,
 }
 """Tensor as a whole: ‖actual − expected‖ / ‖expected‖."""
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from hart_edge.runtime.drivers import Driver
+from hart_edge.runtime.nvrtc import Compiled, Unit
 
 FREE, TOTAL = 1 << 30, 8 << 30
 DESCRIPTIONS = {
@@ -249,6 +250,18 @@ class Library:
     def _say(description: bool, status: int, text: Any) -> int:
         text._obj.value = DESCRIPTIONS[status][description].encode() if status in DESCRIPTIONS else None
         return 0
+
+
+class FakeCache:
+    """Compiles nothing; remembers what it was asked for."""
+
+    def __init__(self, version: tuple[int, int] = (13, 0)) -> None:
+        self.compiler = type("Compiler", (), {"version": version})
+        self.asked: list[tuple[Unit, int]] = []
+
+    def get(self, source: Unit, capability: int) -> Compiled:
+        self.asked.append((source, capability))
+        return Compiled(b"cubin", {e: f"_{e}" for e in source.expressions}, "")
 
 
 @dataclass

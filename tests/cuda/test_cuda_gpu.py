@@ -8,13 +8,13 @@ import sys
 import textwrap
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 from doubles import PyCuda
 
+from hart_edge.plugins import Kernel
 from hart_edge.runtime.cuda import Device, DeviceBuffer, Stream, devices
 from hart_edge.runtime.drivers import faults
 from hart_edge.runtime.drivers.libcuda import LibCuda
@@ -47,14 +47,7 @@ __global__ void wait(long long cycles) { long long start = clock64(); while (clo
 }
 
 
-@dataclass(frozen=True)
-class Kernel:
-    expression: str
-    source: str = "test.cuh"
-    minimum: int = 75
-
-
-KERNELS = tuple(Kernel(name) for name in ("affine", "last_byte", "wait"))
+AFFINE, LAST_BYTE, WAIT = KERNELS = tuple(Kernel("test.cuh", name) for name in ("affine", "last_byte", "wait"))
 
 
 def reason(host: str) -> str:
@@ -135,7 +128,7 @@ def launch_affine(kernels: KernelLibrary, stream: Stream, source: DeviceBuffer, 
     addresses = np.uint64(source.address), np.uint64(target.address)
     offset, step = np.int64(-5 - 2**40), np.uint64(2**40)
     arguments = pack((addresses[0], np.int32(n), offset, np.float32(scale), addresses[1], step))
-    kernels.function(Kernel("affine")).launch(stream, ((n + 127) // 128, 1, 1), (128, 1, 1), 512, arguments)
+    kernels.function(AFFINE).launch(stream, ((n + 127) // 128, 1, 1), (128, 1, 1), 512, arguments)
 
 
 def expected_affine(array: np.ndarray[Any, Any], scale: float = 2.0) -> np.ndarray[Any, Any]:
@@ -156,7 +149,7 @@ def test_a_kernel_gets_all_its_arguments(device: Device, kernels: KernelLibrary,
 def test_a_block_can_have_all_the_shared_memory_of_the_card(device: Device, kernels: KernelLibrary) -> None:
     size, result = device.info.shared_limit, np.zeros(1, np.uint8)
     stream, buffer = device.stream(), device.buffer(1)
-    function = kernels.function(Kernel("last_byte"))
+    function = kernels.function(LAST_BYTE)
     function.launch(stream, (1, 1, 1), (1, 1, 1), size, pack((np.int32(size), np.uint64(buffer.address))))
     buffer.download(result, stream)
     stream.synchronize()
@@ -168,7 +161,7 @@ def test_a_block_can_have_all_the_shared_memory_of_the_card(device: Device, kern
 
 def test_events_measure_time_and_order_streams(device: Device, kernels: KernelLibrary) -> None:
     first, second, start, end = device.stream(), device.stream(), device.event(), device.event()
-    function = kernels.function(Kernel("wait"))
+    function = kernels.function(WAIT)
     result, buffer = np.zeros(4, np.uint8), device.buffer(4)
     buffer.fill(1, first)
     first.synchronize()

@@ -3,53 +3,23 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from doubles import Double
+from doubles import Double, FakeCache
 
-from hart_edge.plugins import kernel as plugins
+from hart_edge.plugins import Kernel, Launch, Pointer
 from hart_edge.runtime.cuda import Device
 from hart_edge.runtime.errors import GpuError, KernelError
 from hart_edge.runtime.kernel_cache import KernelCache
 from hart_edge.runtime.kernels import KernelLibrary, expressions_of, pack
-from hart_edge.runtime.nvrtc import Compiled, Compiler, Unit
+from hart_edge.runtime.nvrtc import Compiler
 
 
-@dataclass(frozen=True)
-class Kernel:
-    source: str
-    expression: str
-    minimum: int = 75
-
-
-@dataclass(frozen=True)
-class Pointer:
-    value: int
-
-
-@dataclass(frozen=True)
-class Launch:
-    kernel: Kernel
-    grid: tuple[int, int, int] = (1, 1, 1)
-    block: tuple[int, int, int] = (32, 1, 1)
-    shared: int = 0
-    arguments: tuple[Any, ...] = ()
-
-
-class FakeCache:
-    """Compiles nothing; remembers what it was asked for."""
-
-    def __init__(self, version: tuple[int, int] = (13, 0)) -> None:
-        self.compiler = type("Compiler", (), {"version": version})
-        self.asked: list[tuple[Unit, int]] = []
-
-    def get(self, source: Unit, capability: int) -> Compiled:
-        self.asked.append((source, capability))
-        return Compiled(b"cubin", {e: f"_{e}" for e in source.expressions}, "")
+def launch_of(name: str, source: str = "a.cuh") -> Launch:
+    return Launch(Kernel(source, name), (1, 1, 1), (32, 1, 1), 0, ())
 
 
 SOURCES = {"a.cuh": "a", "b.cuh": "b"}
@@ -92,9 +62,9 @@ def test_a_source_is_compiled_once_with_all_its_kernels_on_first_use(device: Dev
     kernels, stream = library(device, cache), device.stream()
     assert cache.asked == []
     for name in ("one", "two", "one"):
-        kernels.launch(Launch(Kernel("a.cuh", name)), stream)
+        kernels.launch(launch_of(name), stream)
     assert [(u.name, u.text, u.expressions, c) for u, c in cache.asked] == [("a.cuh", "a", ("one", "two"), 90)]
-    kernels.launch(Launch(Kernel("b.cuh", "three")), stream)
+    kernels.launch(launch_of("three", "b.cuh"), stream)
     assert len(cache.asked) == 2
 
 
@@ -147,14 +117,6 @@ def test_a_driver_older_than_the_compiler_is_named_with_both_versions(double: Do
             library(device, FakeCache((13, 5)))
         assert "nvidia-cuda-nvrtc-cu12" in caught.value.hint
         library(device, FakeCache((12, 9)))
-
-
-def test_a_launch_of_the_plugins_fits(device: Device) -> None:
-    """The data classes of plugins/kernel.py are what the library takes."""
-    launched = plugins.Kernel("a.cuh", "one")
-    launch = plugins.Launch(launched, (1, 1, 1), (32, 1, 1), 0, (plugins.Pointer(4096), np.float32(2)))
-    assert pack(launch.arguments) == (4096).to_bytes(8, "little") + np.float32(2).tobytes()
-    library(device, FakeCache()).launch(launch, device.stream())
 
 
 def test_real_code_is_compiled_and_its_names_are_found(compiler: Compiler, double: Double, tmp_path: Path) -> None:

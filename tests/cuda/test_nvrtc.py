@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from hart_edge.runtime import nvrtc
 from hart_edge.runtime.errors import KernelError, MissingPackageError
-from hart_edge.runtime.nvrtc import Compiler, Unit, unit
+from hart_edge.runtime.nvrtc import Compiler, Unit, toolkit_headers, unit
 
 COMMON = """#pragma once
 #include <cuda_fp16.h>
@@ -71,18 +72,52 @@ def test_a_target_that_the_compiler_does_not_know(compiler: Compiler, headers: P
         compiler.compile(unit("halve.cuh", SOURCES, EXPRESSIONS), 35, headers)
 
 
+def pathfinder_finds(monkeypatch: pytest.MonkeyPatch, folder: Path | None) -> None:
+    pytest.importorskip("cuda.pathfinder")
+    found = {"cudart": str(folder)} if folder else {}
+    monkeypatch.setattr("cuda.pathfinder.find_nvidia_header_directory", found.get)
+
+
 def test_an_older_nvrtc_takes_the_headers_of_the_toolkit(
     compiler: Compiler, headers: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Before 13.3 it has no headers of its own; the folder that cuda-pathfinder finds is given to it."""
+    """Before 13.3 it has no headers of its own; a folder that has them is given to it."""
     compiler.compile(unit("halve.cuh", SOURCES, EXPRESSIONS), 80, headers)  # unpacks them
     monkeypatch.setattr(compiler, "version", (13, 0))
-    monkeypatch.setattr("cuda.pathfinder.find_nvidia_header_directory", lambda name: str(headers) if name == "cudart" else None)
+    monkeypatch.setattr(compiler, "_path", tmp_path / "lib" / "libnvrtc.so.13")
+    pathfinder_finds(monkeypatch, headers)
     assert compiler.compile(unit("halve.cuh", SOURCES, EXPRESSIONS), 80, tmp_path / "unused").cubin
     assert not (tmp_path / "unused").exists()
-    monkeypatch.setattr("cuda.pathfinder.find_nvidia_header_directory", lambda name: None)
+
+
+@pytest.mark.parametrize(
+    ("library", "folder"),
+    [
+        ("nvidia/cu13/lib/libnvrtc.so.13", "nvidia/cu13/include"),
+        ("nvidia/cuda_nvrtc/lib/libnvrtc.so.12", "nvidia/cuda_runtime/include"),
+        ("cuda-13.0/lib64/libnvrtc.so.13", "cuda-13.0/include"),
+        ("lib/x86_64-linux-gnu/libnvrtc.so.13", "pathfinder"),
+        ("lib/x86_64-linux-gnu/libnvrtc.so.13", "installed"),
+    ],
+)
+def test_headers_are_found_where_wheels_and_toolkits_have_them(
+    library: str, folder: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pathfinder_finds(monkeypatch, tmp_path / "pathfinder")
+    monkeypatch.setattr(nvrtc, "TOOLKIT_HEADERS", tmp_path / "installed")
     with pytest.raises(MissingPackageError, match="pip install nvidia-cuda-runtime"):
-        compiler.compile(unit("halve.cuh", SOURCES, EXPRESSIONS), 80, headers)
+        toolkit_headers(tmp_path / library)
+    (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / folder / "cuda_fp16.h").touch()
+    assert toolkit_headers(tmp_path / library) == tmp_path / folder
+
+
+def test_headers_beside_the_compiler_come_before_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pathfinder_finds(monkeypatch, tmp_path / "other")
+    for folder in ("other", "nvidia/cu13/include"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "cuda_fp16.h").touch()
+    assert toolkit_headers(tmp_path / "nvidia" / "cu13" / "lib" / "libnvrtc.so.13") == tmp_path / "nvidia" / "cu13" / "include"
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,13 +5,16 @@ NumPy has no bfloat16 and no FP8: such tensors are float32 arrays of values that
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
+import pytest
 from tolerances import QUANTIZED_STEPS, assert_close
 
-from hart_edge.plugins.kernel import ITEM_BYTES, Buffer, Launch
+from hart_edge.plugins.kernel import ITEM_BYTES, Buffer, Kernel, Launch
 from hart_edge.plugins.quantize import e4m3_values
 from hart_edge.runtime.cuda import Device
 from hart_edge.runtime.kernels import KernelLibrary
@@ -30,6 +33,11 @@ def values(shape: tuple[int, ...], dtype: str = "float32", seed: int = 0, scale:
 def represented(x: Array, dtype: str) -> Array:
     """x rounded to values that `dtype` has; float32 for bfloat16."""
     return from_bits(to_bits(x.astype(np.float32), dtype), dtype) if dtype == "bfloat16" else x.astype(dtype)
+
+
+def native(x: Array, dtype: str) -> Array:
+    """x in a NumPy type of its own, which for bfloat16 is that of ml_dtypes: truths then round between their steps, too."""
+    return x.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
 
 
 def to_bits(x: Array, dtype: str) -> Array:
@@ -73,11 +81,21 @@ def _rank(codes: Array) -> Array:
     return np.where(codes & 0x80, -magnitude, magnitude)
 
 
+def sanitized(values: Sequence[Any], *chosen: int) -> list[Any]:
+    """Parameters of a test; those at the chosen places belong to the selection for compute-sanitizer."""
+    return [pytest.param(value, marks=pytest.mark.sanitizer if i in chosen else ()) for i, value in enumerate(values)]
+
+
 class Gpu:
-    """A device, the kernels and one stream. Every tensor lies in a buffer of its own."""
+    """A device, the kernels and one stream. Every tensor lies in a buffer of its own.
+
+    Attributes:
+        launched: the kernels that `run` has launched so far.
+    """
 
     def __init__(self, device: Device, library: KernelLibrary) -> None:
         self.device, self.library, self.stream = device, library, device.stream()
+        self.launched: set[Kernel] = set()
         self._memory: dict[int, tuple[Any, int]] = {}
 
     def put(self, x: Array, dtype: str = "", misalign: bool = False) -> Buffer:
@@ -101,6 +119,7 @@ class Gpu:
     def run(self, *launches: Launch) -> None:
         for launch in launches:
             self.library.launch(launch, self.stream)
+            self.launched.add(launch.kernel)
         self.stream.synchronize()
 
     def get(self, buffer: Buffer) -> Array:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from devices import Gpu, assert_output, at, values
+import torch.nn.functional as F
+from devices import Gpu, assert_output, at, represented, sanitized, values
 from tolerances import assert_close
 
 from hart_edge.export.reference.embeddings import apply_rotary, image_angles, text_angles
@@ -19,7 +20,7 @@ from hart_edge.runtime.rotary import image_tables, text_tables
 
 @dataclass(frozen=True)
 class Case:
-    """rows, heads, head_dim; side 0: text of `tokens` tokens."""
+    """rows, heads, head_dim; side 0: text of `text` tokens; l2_norm: heads are normalised."""
 
     rows: int
     heads: int
@@ -29,6 +30,7 @@ class Case:
     capacity: int
     start: int
     text: int = 0
+    l2_norm: bool = False
 
     @property
     def tokens(self) -> int:
@@ -46,8 +48,11 @@ class Case:
         caches = [values(cache, dtype, seed) for seed in (3, 4)]
         return [qkv, *biases, op.frequencies(self.head_dim, self.side > 0), self.positions(), *caches]
 
-    def truth(self, tensors: list[np.ndarray]) -> tuple[np.ndarray, ...]:
-        return op.rope_cache(*tensors, self.start, self.side, self.grid)
+    def gain(self, dtype: str) -> np.ndarray | None:
+        return represented(np.linspace(0.5, 9, self.heads), dtype) if self.l2_norm else None
+
+    def truth(self, tensors: list[np.ndarray], dtype: str) -> tuple[np.ndarray, ...]:
+        return op.rope_cache(*tensors, self.start, self.side, self.grid, self.gain(dtype))
 
 
 CASES = [
@@ -57,6 +62,9 @@ CASES = [
     Case(3, 2, 64, 5, 64, 40, 15),
     Case(2, 1, 128, 9, 16, 989, 111),
     Case(2, 24, 64, 1, 64, 301, 300),
+    Case(2, 3, 20, 0, 0, 111, 7, text=19, l2_norm=True),
+    Case(1, 9, 64, 3, 7, 19, 5, l2_norm=True),
+    Case(2, 3, 160, 5, 16, 40, 15, l2_norm=True),
 ]
 
 
@@ -68,17 +76,28 @@ def test_truth_is_the_reference(case: Case, dtype: str) -> None:
     bias = torch.cat([q_bias, torch.zeros_like(q_bias), v_bias])
     packed = (qkv.float() + bias.float()).view(case.rows, case.tokens, 3, case.heads, case.head_dim)
     q, k, v = packed.permute(2, 0, 3, 1, 4).unbind(0)
+    gain = case.gain(dtype)
+    if gain is not None:
+        q, k = F.normalize(q, dim=-1) * torch.from_numpy(gain).float()[:, None, None], F.normalize(k, dim=-1)
     angles = image_angles(case.side, case.grid, positions, case.head_dim) if case.side else text_angles(positions, case.head_dim)
     q, k = (apply_rotary(x, *angles).to(qkv.dtype) for x in (q, k))
     after = slice(case.start, case.start + case.tokens)
     k_cache, v_cache = k_cache.clone(), v_cache.clone()
     k_cache[:, :, after], v_cache[:, :, after] = k, v.to(qkv.dtype)
     entry = "rotated" if dtype == "float32" else dtype
-    for actual, expected in zip(case.truth(tensors), (q.transpose(1, 2), k_cache, v_cache), strict=True):
+    for actual, expected in zip(case.truth(tensors, dtype), (q.transpose(1, 2), k_cache, v_cache), strict=True):
         assert_close(actual, expected, entry)
 
 
-@pytest.mark.parametrize("case", CASES)
+def test_a_head_of_zeros_stays_zero_when_normalised() -> None:
+    case = CASES[-1]
+    qkv, q_bias, *rest = case.tensors("float32")
+    q, k_cache, _ = case.truth([np.zeros_like(qkv), np.zeros_like(q_bias), *rest], "float32")
+    assert not q.any()
+    assert not k_cache[:, :, case.start : case.start + case.tokens].any()
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if not case.l2_norm])
 def test_truth_is_what_the_runtime_tables_give(case: Case) -> None:
     tensors = case.tensors("float32")
     tables = (
@@ -87,7 +106,7 @@ def test_truth_is_what_the_runtime_tables_give(case: Case) -> None:
     cos, sin = (t.transpose(0, 2, 1, 3) for t in tables)
     q = tensors[0].reshape(case.rows, case.tokens, 3, case.heads, case.head_dim)[:, :, 0] + tensors[1].reshape(case.heads, -1)
     expected = q * cos + np.roll(q, case.head_dim // 2, axis=-1) * sin
-    assert_close(case.truth(tensors)[0], expected, "float32")
+    assert_close(case.truth(tensors, "float32")[0], expected, "float32")
 
 
 def buffers(case: Case, dtype: str = "float16", **changes: object) -> dict:
@@ -98,7 +117,8 @@ def buffers(case: Case, dtype: str = "float16", **changes: object) -> dict:
     given["q"] = at(4096, (case.rows, case.tokens, case.heads, case.head_dim), dtype)
     given["frequency"] = at(4096, op.frequencies(case.head_dim, case.side > 0).shape)
     given["positions"] = at(4096, case.positions().shape, "int64")
-    return given | {"start": case.start, "side": case.side, "grid": case.grid} | changes
+    gain = at(4096, (case.heads,), dtype) if case.l2_norm else None
+    return given | {"start": case.start, "side": case.side, "grid": case.grid, "gain": gain} | changes
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -106,7 +126,8 @@ def buffers(case: Case, dtype: str = "float16", **changes: object) -> dict:
 def test_a_block_per_token(case: Case, dtype: str) -> None:
     launch = op.launch(**buffers(case, dtype))
     assert launch.grid == (case.rows * case.tokens, 1, 1)
-    assert launch.shared == 4 * case.head_dim // 2 * 4
+    assert launch.shared == 4 * (2 * case.head_dim + 2 * case.heads)
+    assert (launch.arguments[5].value != 0) == case.l2_norm
     assert launch.kernel in op.KERNELS
 
 
@@ -121,6 +142,7 @@ def test_a_block_per_token(case: Case, dtype: str) -> None:
         ({"frequency": at(0, (32,))}, r"frequency is float32 \[32\]; expected float32 \[16\]"),
         ({"k_cache": at(0, (2, 2, 40, 64), "float16")}, "expected 3 rows or more"),
         ({"v_bias": at(0, (128,))}, "v_bias is float32"),
+        ({"gain": at(0, (3,), "float16")}, r"gain is float16 \[3\]; expected float16 \[2\]"),
     ],
 )
 def test_wrong_arguments_are_named(changes: dict, message: str) -> None:
@@ -129,16 +151,16 @@ def test_wrong_arguments_are_named(changes: dict, message: str) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", sanitized(CASES, 1, 2, 7))
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("misalign", [True, False])
 def test_kernel(gpu: Gpu, case: Case, dtype: str, misalign: bool) -> None:
     tensors = case.tensors(dtype)
-    expected = case.truth(tensors)
+    expected, gain = case.truth(tensors, dtype), case.gain(dtype)
     dtypes = (dtype, dtype, dtype, "float32", "int64", dtype, dtype)
     on_gpu = [gpu.put(t, d, misalign and i == 0) for i, (t, d) in enumerate(zip(tensors, dtypes, strict=True))]
     q = gpu.empty((case.rows, case.tokens, case.heads, case.head_dim), dtype)
-    gpu.run(op.launch(*on_gpu[:5], q, *on_gpu[5:], case.start, case.side, case.grid))
+    gpu.run(op.launch(*on_gpu[:5], q, *on_gpu[5:], case.start, case.side, case.grid, None if gain is None else gpu.put(gain, dtype)))
     for actual, truth in zip((q, *on_gpu[5:]), expected, strict=True):
         assert_output(gpu.get(actual), truth, dtype)
 
