@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hart_edge.runtime.bench import Job, Once
+from hart_edge.runtime.bench import Contender, Job
 from hart_edge.runtime.noise import PhiloxNoise
 from hart_edge.runtime.timing import StageTimes
 
@@ -11,7 +11,7 @@ from .exporter import open_text
 from .reference.hart import Settings
 
 
-def load_reference(checkpoint: str, text_model: str | None, job: Job) -> tuple[Once, int]:
+def load_reference(checkpoint: str, text_model: str | None, job: Job) -> Contender:
     """Eager PyTorch in float32 on the CPU: same weights, same noise, same stages as the runtime."""
     source = load_checkpoint(checkpoint, text_model)
     model, text = source.reference(), open_text(source, None)
@@ -22,4 +22,4 @@ def load_reference(checkpoint: str, text_model: str | None, job: Job) -> tuple[O
             context = text(job.prompts)
         model.generate(context, PhiloxNoise(job.seeds), settings, times)
 
-    return once, sum(p * p for p in model.patch_nums) * len(job.prompts)
+    return Contender(once, sum(p * p for p in model.patch_nums) * len(job.prompts), "PyTorch on the CPU")

@@ -101,7 +101,7 @@ def _compare(original: State, restored: Checkpoint) -> None:
 
 def _certify(bundle: Bundle, checkpoint: Checkpoint, progress: Progress) -> Report:
     report = verify_bundle(bundle, checkpoint, PROMPTS, progress=progress)
-    facts = {"checkpoint": BUNDLED, "prompts": list(PROMPTS), "precision": bundle.manifest.precision, "backend": "auto"}
+    facts = {"checkpoint": BUNDLED, "prompts": list(PROMPTS), "precision": bundle.manifest.precision, "backend": report.backend}
     write_certificate(report, [bundle.root / CERTIFICATE], bundle, facts)
     return report
 

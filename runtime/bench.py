@@ -32,13 +32,19 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Contender:
+    """What is ready to run: the function of one run, the image tokens that a run makes, and what it runs on."""
+
+    once: Once
+    tokens: int
+    backend: str
+
+
+@dataclass(frozen=True)
 class Loader:
-    """How a contender is loaded in its process: a picklable function and its arguments.
+    """How a contender is loaded in its process: a picklable function and its arguments."""
 
-    The function returns the function of one run and the number of image tokens that a run makes.
-    """
-
-    function: Callable[..., tuple[Once, int]]
+    function: Callable[..., Contender]
     arguments: tuple[Any, ...]
 
 
@@ -51,12 +57,14 @@ class Measurement:
         runs: seconds per stage of every counted run.
         tokens: image tokens of one run, all scales and pictures.
         peak_memory_bytes: largest resident size of the process.
+        backend: what it ran on.
     """
 
     load_seconds: float
     runs: list[dict[str, float]]
     tokens: int
     peak_memory_bytes: int
+    backend: str
 
     @property
     def stages(self) -> dict[str, float]:
@@ -83,11 +91,12 @@ def measure(contenders: Mapping[str, Loader], runs: int) -> dict[str, Measuremen
             for name, worker in workers.items():
                 samples[name].append(worker.once())
         return {
-            name: Measurement(worker.load_seconds, samples[name], worker.tokens, worker.peak_memory()) for name, worker in workers.items()
+            name: Measurement(worker.load_seconds, samples[name], worker.tokens, worker.peak_memory(), worker.backend)
+            for name, worker in workers.items()
         }
 
 
-def load_bundle(bundle: Path, backend: str, job: Job) -> tuple[Once, int]:
+def load_bundle(bundle: Path, backend: str, job: Job) -> Contender:
     """The runtime on a bundle, for `Loader`."""
     pipe = Pipeline.open(Bundle(bundle, check_files=False), backend=backend)
     tokens = sum(p * p for p in pipe.spec.patch_nums) * len(job.prompts)
@@ -95,7 +104,7 @@ def load_bundle(bundle: Path, backend: str, job: Job) -> tuple[Once, int]:
     def once(times: StageTimes) -> None:
         pipe.generate_batch(job.prompts, seeds=job.seeds, options=job.options, times=times)
 
-    return once, tokens
+    return Contender(once, tokens, pipe.backend)
 
 
 class Worker:
@@ -107,7 +116,7 @@ class Worker:
         self._process = context.Process(target=_serve, args=(other, loader), daemon=True)
         self._process.start()
         other.close()
-        self.load_seconds, self.tokens = self._receive()
+        self.load_seconds, self.tokens, self.backend = self._receive()
 
     def once(self) -> dict[str, float]:
         """One run; returns seconds per stage."""
@@ -144,10 +153,10 @@ def _serve(connection: Connection, loader: Loader) -> None:
     """Load, then answer requests until the other side closes."""
     try:
         start = time.perf_counter()
-        once, tokens = loader.function(*loader.arguments)
-        connection.send((time.perf_counter() - start, tokens))
+        contender = loader.function(*loader.arguments)
+        connection.send((time.perf_counter() - start, contender.tokens, contender.backend))
         while True:
-            connection.send(_run(once) if connection.recv() == "run" else peak_memory())
+            connection.send(_run(contender.once) if connection.recv() == "run" else peak_memory())
     except (EOFError, KeyboardInterrupt):
         return
     except HartError as error:

@@ -11,7 +11,8 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from .engine import Array, Engine
+from .engine import Engine, Tensor
+from .memory import HOST, Memory
 from .noise import Float32, Noise
 from .spec import ModelSpec
 
@@ -69,20 +70,21 @@ def effective_guidance(t: float) -> float:
 class ResidualDiffusion:
     """Hidden states and tokens of the last scale in, residual latents out."""
 
-    def __init__(self, spec: ModelSpec, condition: Engine, step: Engine) -> None:
-        self.spec, self._condition, self._step = spec, condition, step
+    def __init__(self, spec: ModelSpec, condition: Engine, step: Engine, memory: Memory = HOST) -> None:
+        self.spec, self._condition, self._step, self._memory = spec, condition, step, memory
 
-    def condition(self, hidden: Array, index: npt.NDArray[np.int64]) -> Array:
+    def condition(self, hidden: Tensor, index: npt.NDArray[np.int64]) -> Tensor:
         """hidden [2B, L, C], index [B, L] → embedded condition [2B·L, W], the same for all steps."""
-        result = np.empty((hidden.shape[0] * hidden.shape[1], self.spec.diffusion_width), self._condition.outputs["condition"].dtype)
+        shape = (hidden.shape[0] * hidden.shape[1], self.spec.diffusion_width)
+        result = self._memory.empty(shape, self._condition.outputs["condition"].dtype)
         self._condition.run({"hidden": hidden, "index": index}, {"condition": result})
         return result
 
-    def predict(self, x: Float32, condition: Array, timestep: int, coefficients: Float32, noise: Float32) -> tuple[Float32, Float32]:
+    def predict(self, x: Tensor, condition: Tensor, timestep: int, coefficients: Float32, noise: Float32) -> tuple[Tensor, Tensor]:
         """One step: x [N, Z], condition [2N, W] → x one step earlier [N, Z] and the guided (eps, v) [N, 2Z]."""
-        earlier = np.empty_like(x)
-        prediction = np.empty((x.shape[0], 2 * x.shape[1]), np.float32)
-        inputs = {
+        earlier = self._memory.empty(x.shape, x.dtype)
+        prediction = self._memory.empty((x.shape[0], 2 * x.shape[1]), np.float32)
+        inputs: dict[str, Tensor] = {
             "x": x,
             "condition": condition,
             "timestep": np.array([timestep], np.float32),
@@ -92,13 +94,13 @@ class ResidualDiffusion:
         self._step.run(inputs, {"x_next": earlier, "prediction": prediction})
         return earlier, prediction
 
-    def sample(self, condition: Array, batch: int, guidance: float, steps: int, noise: Noise) -> Float32:
+    def sample(self, condition: Tensor, batch: int, guidance: float, steps: int, noise: Noise) -> Float32:
         """Run all steps; returns the residual × 0.6, [B, L, Z]."""
         rows = condition.shape[0] // 2 // batch
         shape = (rows, self.spec.latent_channels)
-        x = np.concatenate([noise.diffusion_init(j, shape) for j in range(batch)])
+        x = self._memory.upload(np.concatenate([noise.diffusion_init(j, shape) for j in range(batch)]))
         for k, (timestep, constants) in enumerate(zip(timesteps(steps)[::-1], schedule(steps), strict=True)):
             z = np.concatenate([noise.diffusion_step(j, k, shape) for j in range(batch)])
             coefficients = np.append(constants, np.float32(effective_guidance(guidance)))
             x, _ = self.predict(x, condition, int(timestep), coefficients, z)
-        return (x * RESIDUAL_GAIN).reshape(batch, rows, -1)
+        return (self._memory.download(x) * RESIDUAL_GAIN).reshape(batch, rows, -1)

@@ -1,4 +1,4 @@
-"""What an engine is: named, typed tensors in and out, over memory that the caller owns. Implemented by `ort.py`.
+"""What an engine is: named, typed tensors in and out, over memory that the caller owns. `backends.py` lists those there are.
 
 Every shape, dtype and layout check of the runtime is here.
 """
@@ -11,12 +11,13 @@ from types import TracebackType
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from .errors import EngineError
+from .memory import Array, DeviceTensor, Tensor
 
-Array = npt.NDArray[Any]
-Tensors = Mapping[str, Array]
+__all__ = ["Array", "DeviceTensor", "Engine", "Tensor", "TensorInfo", "Tensors", "check_call"]
+
+Tensors = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class Engine(Protocol):
     def run(self, inputs: Tensors, outputs: Tensors) -> None:
         """Compute into `outputs`, which the caller allocates; outputs that are not named are not computed.
 
-        An output may be the very array of an input (the KV cache is updated in place that way).
+        Arrays are taken by every engine; device tensors by an engine that runs on their device, which copies what it is
+        given as arrays. An output may be the very memory of an input (the KV cache is updated in place that way).
         Raises EngineError on a missing or unknown name, a wrong dtype or shape, or memory that is not contiguous.
         """
 
@@ -60,18 +62,18 @@ def check_call(engine: Engine, inputs: Tensors, outputs: Tensors) -> None:
         raise EngineError(f"engine {engine.name}: inputs missing: {missing}; names unknown: {unknown}; outputs asked for: {len(outputs)}.")
     symbols: dict[str, int] = {}
     for group, infos in ((inputs, engine.inputs), (outputs, engine.outputs)):
-        for name, array in group.items():
-            _check_tensor(engine.name, infos[name], array, symbols)
+        for name, tensor in group.items():
+            _check_tensor(engine.name, infos[name], tensor, symbols)
 
 
-def _check_tensor(engine: str, info: TensorInfo, array: Array, symbols: dict[str, int]) -> None:
-    if array.dtype != info.dtype:
-        raise EngineError(f"engine {engine}: {info} was given {array.dtype}.")
-    fits = len(array.shape) == len(info.shape)
-    for want, got in zip(info.shape, array.shape, strict=False):
+def _check_tensor(engine: str, info: TensorInfo, tensor: Tensor, symbols: dict[str, int]) -> None:
+    if tensor.dtype != info.dtype:
+        raise EngineError(f"engine {engine}: {info} was given {tensor.dtype}.")
+    fits = len(tensor.shape) == len(info.shape)
+    for want, got in zip(info.shape, tensor.shape, strict=False):
         known = symbols.setdefault(want, got) if isinstance(want, str) else want
         fits = fits and known == got
     if not fits:
-        raise EngineError(f"engine {engine}: {info} was given shape {list(array.shape)}; symbols so far: {symbols}.")
-    if not array.flags.c_contiguous:
+        raise EngineError(f"engine {engine}: {info} was given shape {list(tensor.shape)}; symbols so far: {symbols}.")
+    if isinstance(tensor, np.ndarray) and not tensor.flags.c_contiguous:
         raise EngineError(f"engine {engine}: {info} was given memory that is not contiguous.", "Pass np.ascontiguousarray(…).")

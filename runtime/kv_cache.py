@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from .engine import Array
+from .engine import Array, Tensor
+from .memory import HOST, Memory
 from .spec import ModelSpec, cache_names
 
 
@@ -22,12 +23,22 @@ class KVCache:
         batch: images B.
         dtype: of the transformer engine's cache bindings.
         unconditional_k, unconditional_v: [depth, H, D].
+        memory: where the buffers lie.
     """
 
-    def __init__(self, spec: ModelSpec, batch: int, dtype: np.dtype[Any], unconditional_k: Array, unconditional_v: Array) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        batch: int,
+        dtype: np.dtype[Any],
+        unconditional_k: Array,
+        unconditional_v: Array,
+        memory: Memory = HOST,
+    ) -> None:
         shape = (2 * batch, spec.heads, spec.cache_length, spec.head_dim)
-        self._layers = [(np.zeros(shape, dtype), np.zeros(shape, dtype)) for _ in range(spec.depth)]
-        self._unconditional = (unconditional_k, unconditional_v)
+        self._memory = memory
+        self._layers = [(memory.zeros(shape, dtype), memory.zeros(shape, dtype)) for _ in range(spec.depth)]
+        self._unconditional = (unconditional_k.astype(dtype, copy=False), unconditional_v.astype(dtype, copy=False))
         self._batch, self._context = batch, spec.context_tokens
         self.capacity = spec.cache_length
         self.length = 0
@@ -42,7 +53,10 @@ class KVCache:
         self.length = 0
         for layer, pair in enumerate(self._layers):
             for buffer, constant in zip(pair, self._unconditional, strict=True):
-                buffer[self._batch :, :, : self._context] = constant[layer][None, :, None]
+                heads = [np.tile(head, (self._context, 1)) for head in constant[layer]]  # [T, D], T times the same
+                for row in range(self._batch, 2 * self._batch):
+                    for number, head in enumerate(heads):
+                        self._memory.write(buffer[row][number][: self._context], head)
 
     def advance(self, tokens: int) -> None:
         """Count tokens that the engine has written."""
@@ -50,10 +64,10 @@ class KVCache:
             raise ValueError(f"cache of {self.capacity} positions cannot take {tokens} after {self.length}")
         self.length += tokens
 
-    def bindings(self, rows: int) -> tuple[dict[str, Array], dict[str, Array]]:
+    def bindings(self, rows: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The first `rows` rows of all buffers as engine inputs and, the same memory, as outputs."""
-        inputs: dict[str, Array] = {}
-        outputs: dict[str, Array] = {}
+        inputs: dict[str, Tensor] = {}
+        outputs: dict[str, Tensor] = {}
         for layer, (k, v) in enumerate(self._layers):
             k_in, v_in, k_out, v_out = cache_names(layer)
             inputs |= {k_in: k[:rows], v_in: v[:rows]}

@@ -1,15 +1,20 @@
-"""ONNX Runtime engine on the CPU: every tensor is bound by address, so nothing is copied in or out."""
+"""ONNX Runtime engine: every tensor is bound by address, so that nothing is copied which lies where it is needed.
+
+This file runs on the CPU; `ort_cuda.py` says what differs on a GPU.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
-from .engine import Array, TensorInfo, Tensors, check_call
-from .errors import EngineError
+from .engine import DeviceTensor, Engine, Tensor, TensorInfo, Tensors, check_call
+from .errors import EngineError, HartError
+from .memory import HOST, Memory
 
 _DTYPES = {
     "tensor(float)": np.float32,
@@ -30,7 +35,7 @@ class OrtEngine:
 
     def __init__(self, path: Path, name: str, threads: int = 0) -> None:
         self.name = name
-        self._session: ort.InferenceSession | None = _open(path, name, threads)
+        self._session: ort.InferenceSession | None = self._open(path, threads)
         self.inputs = {node.name: _info(name, node) for node in self._session.get_inputs()}
         self.outputs = {node.name: _info(name, node) for node in self._session.get_outputs()}
 
@@ -39,15 +44,34 @@ class OrtEngine:
         if self._session is None:
             raise EngineError(f"engine {self.name} is closed.", "Load the bundle again.")
         check_call(self, inputs, outputs)
-        binding = self._session.io_binding()
-        for tensor, array in inputs.items():
-            binding.bind_input(tensor, "cpu", 0, array.dtype, array.shape, _address(array))
-        for tensor, array in outputs.items():
-            binding.bind_output(tensor, "cpu", 0, array.dtype, array.shape, _address(array))
+        self._compute(self._session, inputs, outputs)
+
+    def _compute(self, session: ort.InferenceSession, inputs: Tensors, outputs: Tensors) -> None:
+        for name, tensor in {**inputs, **outputs}.items():
+            if isinstance(tensor, DeviceTensor):
+                raise EngineError(f"engine {self.name} runs on the CPU; {name} lies on a GPU.", "Download it first.")
+        self._call(session, inputs, outputs)
+
+    def _call(self, session: ort.InferenceSession, inputs: Tensors, outputs: Tensors, options: ort.RunOptions | None = None) -> None:
+        """One checked call; ONNX Runtime copies what lies elsewhere than where it is needed."""
+        binding = session.io_binding()
+        for name, tensor in inputs.items():
+            binding.bind_input(name, *_place(tensor))
+        for name, tensor in outputs.items():
+            binding.bind_output(name, *_place(tensor))
         try:
-            self._session.run_with_iobinding(binding)
+            session.run_with_iobinding(binding, options)
         except Exception as error:  # ONNX Runtime raises its own unrelated exception types
-            raise EngineError(f"engine {self.name} failed: {_first_line(error)}", "Run `hart-edge inspect` on the bundle.") from error
+            raise self._failure(error) from error
+
+    def _failure(self, error: Exception) -> HartError:
+        return EngineError(f"engine {self.name} failed: {first_line(error)}", "Run `hart-edge inspect` on the bundle.")
+
+    def _open(self, path: Path, threads: int) -> ort.InferenceSession:
+        options = session_options(threads)
+        # Every engine has threads of its own. Spinning after work, they would take the cores from the next engine.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        return open_session(path, self.name, options, ["CPUExecutionProvider"])
 
     def close(self) -> None:
         self._session = None
@@ -59,19 +83,46 @@ class OrtEngine:
         self.close()
 
 
-def _open(path: Path, name: str, threads: int) -> ort.InferenceSession:
+class OrtCpu:
+    """Implements `Backend` on the CPU.
+
+    Args:
+        threads: threads per operator; 0 takes one per core.
+    """
+
+    name = "cpu"
+    memory: Memory = HOST
+
+    def __init__(self, threads: int = 0) -> None:
+        self._threads = threads
+
+    def open_engine(self, path: Path, name: str) -> Engine:
+        return OrtEngine(path, name, self._threads)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def session_options(threads: int) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
-    # Every engine has threads of its own. Spinning after work, they would take the cores from the next engine.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 4  # errors come back as exceptions
+    return options
+
+
+def open_session(path: Path, name: str, options: ort.SessionOptions, providers: list[Any]) -> ort.InferenceSession:
+    """Load a graph; EngineError says what ONNX Runtime could not do with it."""
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
     except Exception as error:  # ONNX Runtime raises its own unrelated exception types
         raise EngineError(
-            f"engine {name} does not load from {path}: {_first_line(error)}",
+            f"engine {name} does not load from {path}: {first_line(error)}",
             "The file is damaged or needs a newer onnxruntime; export the bundle again or upgrade onnxruntime.",
         ) from error
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _info(engine: str, node: ort.NodeArg) -> TensorInfo:
@@ -80,9 +131,8 @@ def _info(engine: str, node: ort.NodeArg) -> TensorInfo:
     return TensorInfo(node.name, np.dtype(_DTYPES[node.type]), tuple(node.shape))
 
 
-def _address(array: Array) -> int:
-    return int(array.ctypes.data)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _place(tensor: Tensor) -> tuple[str, int, np.dtype[Any], tuple[int, ...], int]:
+    """Device, its number, type, shape and address, as ONNX Runtime binds them."""
+    if isinstance(tensor, DeviceTensor):
+        return "cuda", 0, tensor.dtype, tensor.shape, tensor.address
+    return "cpu", 0, tensor.dtype, tensor.shape, int(tensor.ctypes.data)

@@ -17,12 +17,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from .backends import open_engine
+from .backends import Backend, ResidentBackend, candidates, open_backend
 from .bundle import Bundle, bundled_folder
 from .certificate import read_certificate
 from .diffusion import ResidualDiffusion
-from .engine import Engine
-from .errors import BundleError, HartWarning, InputError
+from .engine import Engine, Tensor
+from .errors import BundleError, EngineError, GpuError, HartWarning, InputError, MissingPackageError
 from .image import to_image
 from .noise import NOISE_VERSION, Float32, Noise, PhiloxNoise
 from .options import Options, check_seed
@@ -42,25 +42,33 @@ class Step:
     Attributes:
         scale, scales: number of this scale, from 0, and how many there are.
         patch_num: its side p.
-        tokens: [B, p²] int64.
-        f_hat: the latent so far, [B, Z, G, G] float32.
         images: the finished pictures, after the last scale only.
     """
 
     scale: int
     scales: int
     patch_num: int
-    tokens: Int64
-    f_hat: Float32
+    _tokens: Tensor = field(repr=False)
+    _f_hat: Tensor = field(repr=False)
     _pipeline: Pipeline = field(repr=False)
     _recipes: list[dict[str, Any]] = field(repr=False)
     images: list[Image.Image] | None = None
+
+    @property
+    def tokens(self) -> Int64:
+        """[B, p²], fetched from where the engines keep them."""
+        return self._pipeline.memory.download(self._tokens)
+
+    @property
+    def f_hat(self) -> Float32:
+        """The latent so far, [B, Z, G, G] float32, fetched from where the engines keep it."""
+        return self._pipeline.memory.download(self._f_hat)
 
     def previews(self) -> list[Image.Image]:
         """Pictures decoded from this scale's f_hat, one per prompt; costs one decoder run."""
         if self.images is not None:
             return self.images
-        pixels = self._pipeline.decode(self.f_hat)
+        pixels = self._pipeline.decode(self._f_hat)
         return [to_image(p, recipe | {"preview_of_scale": self.scale}) for p, recipe in zip(pixels, self._recipes, strict=True)]
 
     def preview(self) -> Image.Image:
@@ -74,16 +82,21 @@ class Pipeline:
     Attributes:
         spec: the model's sizes.
         defaults: the settings used where a caller gives none: the published ones, unless the model has its own.
+        backend: name of the backend that runs, never "auto".
+        memory: where the engines' tensors lie.
     """
 
-    def __init__(self, bundle: Bundle, engines: dict[str, Engine]) -> None:
-        self.bundle, self.engines = bundle, engines
+    def __init__(self, bundle: Bundle, backend: Backend, engines: dict[str, Engine]) -> None:
+        self.bundle, self.engines, self._backend = bundle, engines, backend
+        self.backend, self.memory = backend.name, backend.memory
         self.spec: ModelSpec = bundle.spec
         self.defaults: Options = bundle.defaults
         constants = bundle.constants(CODEBOOK, UNCONDITIONAL_K, UNCONDITIONAL_V)
-        transformer = ScaleTransformer(self.spec, engines["context"], engines["transformer"], constants)
-        diffusion = ResidualDiffusion(self.spec, engines["residual_condition"], engines["residual_step"])
-        self.loop = ScaleLoop(self.spec, transformer, Transition(self.spec, engines["transition"]), diffusion, constants)
+        transformer = ScaleTransformer(self.spec, engines["context"], engines["transformer"], constants, self.memory)
+        diffusion = ResidualDiffusion(self.spec, engines["residual_condition"], engines["residual_step"], self.memory)
+        transition = Transition(self.spec, engines["transition"], self.memory)
+        loop = ScaleLoop(self.spec, transformer, transition, diffusion, constants, self.memory)
+        self.loop: ScaleLoop = backend.make_loop(loop) if isinstance(backend, ResidentBackend) else loop
         self._tokenizer = _open_tokenizer(bundle)
 
     @classmethod
@@ -100,12 +113,13 @@ class Pipeline:
 
         Args:
             path: the bundle; None for the one that came with this install.
-            backend: "auto" or "cpu".
+            backend: "cuda", "ort-cuda", "cpu", or "auto" for the fastest that works; HartWarning says why one was passed over.
             require_verified: refuse a bundle without a valid certificate (otherwise HartWarning says so).
             check_files: compare every file's size and SHA-256 with the manifest first.
             threads: CPU threads per operator, 0 for one per core.
 
-        Raises BundleError, EngineError or (no such bundle in this install) InputError, with the remedy.
+        Raises BundleError, EngineError, (no such bundle in this install) InputError or, for a backend that cannot work
+        here, MissingPackageError or GpuError, with the remedy.
         """
         bundle = Bundle(bundled_folder() if path is None else path, check_files=check_files)
         certificate = read_certificate(bundle.root)
@@ -120,13 +134,24 @@ class Pipeline:
     @classmethod
     def open(cls, bundle: Bundle, *, backend: str = "auto", threads: int = 0) -> Pipeline:
         """Load the engines of a bundle as it is, checked or not, certified or not."""
+        *faster, last = candidates(backend)
+        for name in faster:
+            try:
+                return cls._open(bundle, open_backend(name, threads))
+            except (EngineError, GpuError, MissingPackageError) as error:
+                warnings.warn(f"backend {name} was passed over: {error}", HartWarning, stacklevel=2)
+        return cls._open(bundle, open_backend(last, threads))
+
+    @classmethod
+    def _open(cls, bundle: Bundle, backend: Backend) -> Pipeline:
         engines: dict[str, Engine] = {}
         try:
             for name in bundle.manifest.engines:
-                engines[name] = open_engine(bundle.engine(name), name, backend, threads)
-            return cls(bundle, engines)
+                engines[name] = backend.open_engine(bundle.engine(name), name)
+            return cls(bundle, backend, engines)
         except BaseException:
             _close_all(engines)
+            backend.close()
             raise
 
     def generate(self, prompt: str, *, seed: int = 0, options: Options | None = None, times: StageTimes | None = None) -> Image.Image:
@@ -175,6 +200,7 @@ class Pipeline:
             "noise": NOISE_VERSION,
             "precision": self.bundle.manifest.precision,
             "bundle": self.bundle.root.name,
+            "backend": self.backend,
         }
         recipes = [{"prompt": prompt, "seed": check_seed(seed), **common} for prompt, seed in zip(prompts, seeds, strict=True)]
         for result in self.loop.run(conditioning, options, noise, times):
@@ -194,13 +220,14 @@ class Pipeline:
         for dropped in filter(None, tokens.dropped):
             warnings.warn(f"the prompt is longer than {self.spec.context_tokens} tokens; dropped: {dropped!r}", HartWarning, stacklevel=2)
         engine = self.engines["text_encoder"]
-        hidden = np.empty((len(prompts), self.spec.context_tokens, self.spec.context_dim), engine.outputs["context"].dtype)
+        shape = (len(prompts), self.spec.context_tokens, self.spec.context_dim)
+        hidden = self.memory.empty(shape, engine.outputs["context"].dtype)
         with (times or StageTimes())("text_encoder"):
             engine.run({"input_ids": tokens.ids, "attention_mask": tokens.mask}, {"context": hidden})
         return Conditioning(hidden, tokens.position_ids)
 
-    def decode(self, f_hat: Float32) -> npt.NDArray[np.uint8]:
-        """f_hat [B, Z, G, G] → pixels [B, H, W, 3] uint8."""
+    def decode(self, f_hat: Tensor) -> npt.NDArray[np.uint8]:
+        """f_hat [B, Z, G, G] float32 → pixels [B, H, W, 3] uint8."""
         side = self.spec.image_size
         pixels = np.empty((f_hat.shape[0], side, side, 3), np.uint8)
         self.engines["decoder"].run({"f_hat": f_hat}, {"image": pixels})
@@ -209,6 +236,7 @@ class Pipeline:
     def close(self) -> None:
         """Free all engines; may be called twice."""
         _close_all(self.engines)
+        self._backend.close()
 
     def __enter__(self) -> Pipeline:
         return self

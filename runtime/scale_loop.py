@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from .diffusion import ResidualDiffusion
-from .engine import Array
+from .engine import Array, Tensor
+from .memory import HOST, Memory
 from .noise import Float32, Noise
 from .options import Options, top_k_of
 from .sampling import Int64, choose, guide, keep_top_k, keep_top_p, scale_ratio, smooth_codes
@@ -23,11 +24,11 @@ from .transition import Transition
 
 @dataclass(frozen=True)
 class ScaleResult:
-    """One finished scale: its number, its tokens [B, p²] and the latent so far, f_hat [B, Z, G, G] float32."""
+    """One finished scale: its number, its tokens [B, p²] int64 and the latent so far, f_hat [B, Z, G, G] float32, in any memory."""
 
     scale: int
-    tokens: Int64
-    f_hat: Float32
+    tokens: Tensor
+    f_hat: Tensor
 
 
 class ScaleLoop:
@@ -40,9 +41,10 @@ class ScaleLoop:
         transition: Transition,
         diffusion: ResidualDiffusion,
         constants: dict[str, Array],
+        memory: Memory = HOST,
     ) -> None:
         self.spec, self.transformer, self.transition, self.diffusion = spec, transformer, transition, diffusion
-        self.codebook: Float32 = constants[CODEBOOK]
+        self.memory, self.codebook = memory, constants[CODEBOOK]
 
     def run(self, conditioning: Conditioning, options: Options, noise: Noise, times: StageTimes) -> Iterator[ScaleResult]:
         """Yield every scale in turn; the last one's f_hat includes the diffusion residual, unless the options leave it out."""
@@ -60,16 +62,16 @@ class ScaleLoop:
                     f_hat, x = self.transition.step(scale, h, f_hat)
             elif options.residual:
                 with times("residual"):
-                    f_hat = f_hat + h + self._residual(hidden, tokens, options, noise)
+                    f_hat = self.memory.download(f_hat) + h + self._residual(hidden, tokens, options, noise)
             else:
                 with times("transition"):
-                    f_hat = f_hat + h
+                    f_hat = self.memory.download(f_hat) + h
             yield ScaleResult(scale, tokens, f_hat)
 
-    def sample(self, scale: int, logits: Float32, batch: int, options: Options, noise: Noise) -> tuple[Int64, Float32]:
+    def sample(self, scale: int, logits: Tensor, batch: int, options: Options, noise: Noise) -> tuple[Int64, Float32]:
         """logits [R, L, V] → tokens [B, p²] and codes h [B, Z, p, p]; every image on its own, so batches do not matter."""
-        side = self.spec.patch_nums[scale]
-        pairs = [self._sample_image(scale, *_rows(scale, logits, j, batch), j, options, noise) for j in range(batch)]
+        side, fetched = self.spec.patch_nums[scale], self.memory.download(logits)
+        pairs = [self._sample_image(scale, *_rows(scale, fetched, j, batch), j, options, noise) for j in range(batch)]
         tokens = np.stack([index for index, _ in pairs])
         codes = np.stack([codes.T.reshape(-1, side, side) for _, codes in pairs])
         return tokens, np.ascontiguousarray(codes, dtype=np.float32)
@@ -86,7 +88,7 @@ class ScaleLoop:
             return index, self.codebook[index]
         return index, smooth_codes(masked, noise.smooth(image, scale, shape), ratio, self.codebook)
 
-    def _residual(self, hidden: Array, tokens: Int64, options: Options, noise: Noise) -> Float32:
+    def _residual(self, hidden: Tensor, tokens: Int64, options: Options, noise: Noise) -> Float32:
         """The sampled residual as [B, Z, G, G]."""
         spec, batch = self.spec, tokens.shape[0]
         guidance = options.cfg * scale_ratio(spec.scales - 1, spec.scales)

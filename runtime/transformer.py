@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .engine import Array, Engine
+from .engine import Array, Engine, Tensor
 from .kv_cache import KVCache
+from .memory import HOST, Memory
 from .noise import Float32
 from .rotary import image_tables, text_tables
 from .spec import UNCONDITIONAL_K, UNCONDITIONAL_V, ModelSpec
@@ -19,11 +20,11 @@ class Conditioning:
     """Text conditioning of B prompts.
 
     Attributes:
-        hidden: [B, T, Ct], the text encoder's output, padded positions included.
+        hidden: [B, T, Ct], the text encoder's output, padded positions included, in any memory.
         position_ids: [B, T] int64, `cumsum(mask) − 1`.
     """
 
-    hidden: Array
+    hidden: Tensor
     position_ids: npt.NDArray[np.int64]
 
     @property
@@ -38,20 +39,22 @@ class ScaleTransformer:
     are constants. From scale 1 on there are 2B rows, conditional first.
     """
 
-    def __init__(self, spec: ModelSpec, context: Engine, transformer: Engine, constants: dict[str, Array]) -> None:
-        self.spec, self.engine, self.constants, self._context = spec, transformer, constants, context
+    def __init__(self, spec: ModelSpec, context: Engine, transformer: Engine, constants: dict[str, Array], memory: Memory = HOST) -> None:
+        self.spec, self.engine, self.constants, self.memory, self._context = spec, transformer, constants, memory, context
 
-    def begin(self, conditioning: Conditioning) -> tuple[TransformerRun, Array]:
+    def begin(self, conditioning: Conditioning) -> tuple[TransformerRun, Tensor]:
         """Start a batch; returns the run and the input of scale 0, [B, T, C]."""
         x, head = self.embed(conditioning)
         return TransformerRun(self, conditioning.position_ids, head), x
 
-    def embed(self, conditioning: Conditioning) -> tuple[Array, dict[str, Array]]:
+    def embed(self, conditioning: Conditioning) -> tuple[Tensor, dict[str, Tensor]]:
         """Input of scale 0 [B, T, C] and the head's modulation, `head_scale` and `head_shift` [2B, 1, C]."""
         spec, batch, dtype = self.spec, conditioning.batch, self.engine.inputs["x"].dtype
-        x = np.empty((batch, spec.context_tokens, spec.width), dtype)
-        head: dict[str, Array] = {name: np.empty((2 * batch, 1, spec.width), dtype) for name in ("head_scale", "head_shift")}
-        hidden = conditioning.hidden.astype(self._context.inputs["context"].dtype, copy=False)
+        x = self.memory.empty((batch, spec.context_tokens, spec.width), dtype)
+        head = {name: self.memory.empty((2 * batch, 1, spec.width), dtype) for name in ("head_scale", "head_shift")}
+        hidden = conditioning.hidden
+        if isinstance(hidden, np.ndarray):  # a recorded one may be float32 whatever the engines compute in
+            hidden = hidden.astype(self._context.inputs["context"].dtype, copy=False)
         self._context.run({"context": hidden}, {"x": x, **head})
         return x, head
 
@@ -59,21 +62,21 @@ class ScaleTransformer:
 class TransformerRun:
     """One batch under way: its cache, its context positions [B, T] and its head modulation."""
 
-    def __init__(self, transformer: ScaleTransformer, position_ids: npt.NDArray[np.int64], head: dict[str, Array]) -> None:
-        self.spec, self._engine, constants = transformer.spec, transformer.engine, transformer.constants
+    def __init__(self, transformer: ScaleTransformer, position_ids: npt.NDArray[np.int64], head: dict[str, Tensor]) -> None:
+        self.spec, self._engine, self._memory, constants = transformer.spec, transformer.engine, transformer.memory, transformer.constants
         batch, dtype = position_ids.shape[0], self._engine.inputs["x"].dtype
-        self.cache = KVCache(self.spec, batch, dtype, constants[UNCONDITIONAL_K], constants[UNCONDITIONAL_V])
+        self.cache = KVCache(self.spec, batch, dtype, constants[UNCONDITIONAL_K], constants[UNCONDITIONAL_V], self._memory)
         self._positions, self._head = position_ids, head
         self._offset = np.concatenate([position_ids[:, -1], np.zeros(batch, np.int64)])
 
-    def step(self, scale: int, x: Array) -> tuple[Array, Float32]:
+    def step(self, scale: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """x [R, L, C] → hidden [R, L, C] and logits [R, L, V] float32; R = B at scale 0, else 2B."""
         rows, tokens, _ = x.shape
         cos, sin = self._tables(scale)
         position = np.full(rows, self.cache.length, np.int64)
         cache_in, cache_out = self.cache.bindings(rows)
-        hidden = np.empty_like(x)
-        logits = np.empty((rows, tokens, self.spec.codebook_size), np.float32)
+        hidden = self._memory.empty(x.shape, x.dtype)
+        logits = self._memory.empty((rows, tokens, self.spec.codebook_size), np.float32)
         inputs = {
             "x": x,
             "rope_cos": cos.astype(x.dtype, copy=False),

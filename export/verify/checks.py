@@ -50,6 +50,7 @@ class Report:
 
     title: str
     checks: list[Check] = field(default_factory=list)
+    backend: str = ""  # what the engines ran on
 
     def add(self, stage: str, mode: str, metric: str, value: float, gate: Gate | None = None, where: str = "") -> None:
         self.checks.append(Check(stage, mode, metric, where, value, gate))

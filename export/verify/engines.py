@@ -42,7 +42,8 @@ class TeacherForced:
 
     def add_relative(self, stage: str, tensor: str, value: Any, reference: Any, where: str) -> None:
         gate = self.gates.get(f"{stage} {tensor}", self.gates["relative error"])
-        self.report.add(stage, MODE, f"{tensor} relative error", metrics.relative_error(value, reference), gate, where)
+        error = metrics.relative_error(self.pipe.memory.download(value), reference)
+        self.report.add(stage, MODE, f"{tensor} relative error", error, gate, where)
 
     def context(self) -> None:
         conditioning = Conditioning(self.recording.context, self.recording.position_ids)
@@ -55,11 +56,12 @@ class TeacherForced:
     def transformer(self) -> None:
         transformer, batch = self.pipe.loop.transformer, self.recording.batch
         dtype = self.pipe.engines["transformer"].inputs["x"].dtype
-        head = {name: self.reference[name].astype(dtype) for name in ("head_scale", "head_shift")}
+        head = {name: self.pipe.memory.upload(self.reference[name].astype(dtype)) for name in ("head_scale", "head_shift")}
         run = TransformerRun(transformer, self.recording.position_ids, head)
         for scale in range(self.pipe.spec.scales):
             rows = batch if scale == 0 else 2 * batch
-            hidden, logits = run.step(scale, self.reference[f"x_{scale}"][:rows].astype(dtype))
+            hidden, device_logits = run.step(scale, self.pipe.memory.upload(self.reference[f"x_{scale}"][:rows].astype(dtype)))
+            logits = self.pipe.memory.download(device_logits)
             want, where = self.reference[f"logits_{scale}"][:rows], f"scale {scale}"
             self.add_relative("transformer", "hidden", hidden, self.reference[f"hidden_{scale}"][:rows], where)
             self.add_relative("transformer", "logits", logits, want, where)

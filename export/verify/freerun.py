@@ -24,10 +24,11 @@ def check_free_running(pipe: Pipeline, conditioning: Conditioning, recording: Re
     """Run all scales, the diffusion and the decoder; report flips, token agreement and the picture."""
     gates = ENGINE[pipe.bundle.manifest.precision]
     results = list(pipe.loop.run(conditioning, runtime_options(recording), recording.noise, StageTimes()))
-    same = [result.tokens == reference[f"idx_{result.scale}"] for result in results]
+    tokens = [pipe.memory.download(result.tokens) for result in results]
+    same = [chosen == reference[f"idx_{scale}"] for scale, chosen in enumerate(tokens)]
     flipped = next((scale for scale, equal in enumerate(same) if not equal.all()), None)
     where = "no flip" if flipped is None else f"first flip at scale {flipped}"
-    gap = 0.0 if flipped is None else _flip_gap(recording, reference, flipped, results[flipped].tokens)
+    gap = 0.0 if flipped is None else _flip_gap(recording, reference, flipped, tokens[flipped])
     report.add("pipeline", MODE, "flip gap", gap, gates["flip gap"], where)
     report.add("pipeline", MODE, "token agreement", float(np.mean(np.concatenate([equal.reshape(-1) for equal in same]))), None, where)
     _, decoded = decode(pipe, results[-1].f_hat)

@@ -70,6 +70,7 @@ def verify_bundle(
     check_weights(bundle, model, text, report)
     try:
         with Pipeline.open(bundle, backend=backend) as pipe:
+            report.backend = pipe.backend
             for number, chunk in enumerate(chunks):
                 progress(f"running {len(chunk)} of {len(prompts)} prompts", number + 2, total)
                 _check_prompts(pipe, model, text, chunk, number * CHUNK + 1, report)
@@ -93,6 +94,7 @@ def verify_recording(folder: Path, precision: str = "fp32", backend: str = "auto
         check_weights(bundle, model, None, report)
         progress("running the engines", 2, 3)
         with Pipeline.open(bundle, backend=backend) as pipe:
+            report.backend = pipe.backend
             recorded = reference | {name: value for name, value in recording.outputs.items() if name in reference}
             TeacherForced(pipe, model, recording, recorded, report).run()
             conditioning = Conditioning(recording.context, recording.position_ids)
@@ -136,7 +138,9 @@ def _conditioning(
     positions = tokens.position_ids.numpy()
     gate = ENGINE[pipe.bundle.manifest.precision]["relative error"]
     report.add("tokenizer", "teacher-forced", "positions differing", float(np.sum(own.position_ids != positions)), NONE_DIFFERS)
-    report.add("text_encoder", "teacher-forced", "context relative error", metrics.relative_error(own.hidden, want), gate)
+    report.add(
+        "text_encoder", "teacher-forced", "context relative error", metrics.relative_error(pipe.memory.download(own.hidden), want), gate
+    )
     return want, positions, own
 
 

@@ -8,12 +8,13 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from ..backends import check_backend
+from ..backends import AUTO, check_backend
 from ..bench import Loader, Measurement, job_of, load_bundle, measure
 from ..bundle import Bundle, bundled_folder
 from ..errors import InputError
 from . import export_tools
 from .output import console, mebibytes, write_json
+from .sampling import Backend
 
 
 def bench(
@@ -25,7 +26,7 @@ def bench(
         str | None, typer.Option(help="Also run the PyTorch reference of this checkpoint, or of `bundled`; show ratios.")
     ] = None,
     text_model: Annotated[str | None, typer.Option(help="Text model of the checkpoint, if it lies elsewhere.")] = None,
-    backend: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
+    backend: Backend = AUTO,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures; - for standard output.")] = None,
 ) -> None:
     """Measure a bundle with its own sampling settings: median seconds per stage, tokens per second, peak memory.
@@ -60,6 +61,7 @@ def _table(results: dict[str, Measurement], title: str) -> Table:
     table.add_row("all stages", *_row(runtime.seconds, reference.seconds if reference else None))
     for label, values in (
         ("load", [f"{m.load_seconds:.2f} s" for m in results.values()]),
+        ("backend", [m.backend for m in results.values()]),
         ("image tokens / s", [f"{m.tokens / m.seconds:.0f}" for m in results.values()]),
         ("peak memory", [mebibytes(m.peak_memory_bytes) for m in results.values()]),
     ):

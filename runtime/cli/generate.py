@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from PIL import Image
 
-from ..backends import check_backend
+from ..backends import AUTO, check_backend
 from ..errors import InputError
 from ..files import check_writable
 from ..image import save_png
@@ -16,7 +16,7 @@ from ..options import Options, check_seed, override
 from ..pipeline import Pipeline, Step
 from ..timing import StageTimes, peak_memory
 from .output import console, progress_bar, write_json
-from .sampling import Cfg, DiffusionSteps, Residual, Smooth, TopK, TopP
+from .sampling import Backend, Cfg, DiffusionSteps, Residual, Smooth, TopK, TopP
 
 BundleOption = Annotated[Path | None, typer.Option("--bundle", help="Bundle folder [default: the bundled model].")]
 
@@ -36,7 +36,7 @@ def generate(
     diffusion_steps: DiffusionSteps = None,
     residual: Residual = None,
     preview_dir: Annotated[Path | None, typer.Option(help="Write a preview after every scale into this folder.")] = None,
-    backend: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
+    backend: Backend = AUTO,
     require_verified: Annotated[bool, typer.Option("--require-verified", help="Refuse a bundle without a valid certificate.")] = False,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write what was made and how long it took; - for standard output.")
@@ -54,13 +54,14 @@ def generate(
         check_writable(path)
     with Pipeline.load(bundle, backend=backend, require_verified=require_verified) as pipe:
         options, times = override(pipe.defaults, **given), StageTimes()
-        images = _run(pipe, jobs, options, times, preview_dir)
+        images, taken = _run(pipe, jobs, options, times, preview_dir), pipe.backend
     for image, path in zip(images, paths, strict=True):
         save_png(image, path)
     made = [{"file": str(path), "prompt": prompt, "seed": number} for path, (prompt, number) in zip(paths, jobs, strict=True)]
-    write_json(json_file, {"images": made, "options": vars(options), "seconds": times.seconds, "peak_memory_bytes": peak_memory()})
+    facts = {"images": made, "options": vars(options), "backend": taken, "seconds": times.seconds, "peak_memory_bytes": peak_memory()}
+    write_json(json_file, facts)
     if str(json_file) != "-":
-        console().print(f"{', '.join(map(str, paths))}: {times.total:.2f} s", markup=False)
+        console().print(f"{', '.join(map(str, paths))}: {times.total:.2f} s on {taken}", markup=False)
 
 
 def output_paths(output: Path, count: int) -> list[Path]:

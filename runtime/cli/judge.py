@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from ..backends import check_backend
+from ..backends import AUTO, check_backend
 from ..bundle import Bundle, bundled_folder
 from ..errors import InputError
 from ..files import check_writable
@@ -17,7 +17,7 @@ from ..options import Options, override
 from ..pipeline import Pipeline
 from . import export_tools
 from .output import console, progress_bar, read_lines, write_json
-from .sampling import Cfg, DiffusionSteps, Residual, Smooth
+from .sampling import Backend, Cfg, DiffusionSteps, Residual, Smooth
 
 
 def evaluate(
@@ -32,7 +32,7 @@ def evaluate(
     smooth: Smooth = None,
     diffusion_steps: DiffusionSteps = None,
     residual: Residual = None,
-    backend: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
+    backend: Backend = AUTO,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all scores; - for standard output.")] = None,
     sheet: Annotated[Path | None, typer.Option(help="Write a contact sheet PNG.")] = None,
 ) -> None:
@@ -65,7 +65,9 @@ def _run(
     """The evaluation, and what is known beside it: the tokenizer's reconstruction when there is a checkpoint."""
     if checkpoint is None:
         with Pipeline.open(Bundle(bundle or bundled_folder()), backend=backend) as pipe:
-            return tools.evaluate(tools.engine_painter(pipe), asked, override(pipe.defaults, **given), seed, progress=progress), {}
+            return tools.evaluate(tools.engine_painter(pipe), asked, override(pipe.defaults, **given), seed, progress=progress), {
+                "backend": pipe.backend
+            }
     model, text, defaults = tools.open_reference(checkpoint)
     result = tools.evaluate(tools.reference_painter(model, text), asked, override(defaults, **given), seed, progress=progress)
     return result, {"reconstruction": tools.reconstruct(model)}

@@ -7,12 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-from ..backends import check_backend
+from ..backends import AUTO, check_backend
 from ..bundle import CERTIFICATE, Bundle, bundled_folder
 from ..errors import InputError
 from ..files import check_writable
 from . import export_tools
 from .output import complain, console, mebibytes, read_lines, step_progress
+from .sampling import Backend
 
 TextModel = Annotated[str | None, typer.Option(help="Folder or hub name of the text model [default: the one inside CHECKPOINT].")]
 SystemPrompt = Annotated[Path | None, typer.Option(help="Text file put in front of every prompt; the released weights expect theirs.")]
@@ -49,7 +50,7 @@ def verify(
     precision: Precision = "fp32",
     text_model: TextModel = None,
     system_prompt: SystemPrompt = None,
-    backend: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
+    backend: Backend = AUTO,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the report to this file.")] = None,
 ) -> None:
     """Compare a bundle with its checkpoint, or everything with a recorded run; write accuracy.json; exit 1 on failure."""
@@ -79,7 +80,7 @@ def _verify_golden(golden: Path, precision: str, backend: str, target: Path) -> 
     tools = export_tools.load("verify")
     with step_progress() as progress:
         report = tools.verify_recording(golden, precision, backend, progress)
-    tools.write_certificate(report, [target], facts={"recording": golden.name, "precision": precision, "backend": backend})
+    tools.write_certificate(report, [target], facts={"recording": golden.name, "precision": precision, "backend": report.backend})
     return report
 
 
@@ -114,7 +115,7 @@ def _verify_bundle(
         progress("reading the checkpoint", 0, 1)
         source = export_tools.load("checkpoint").load_checkpoint(checkpoint, text_model)
         report = tools.verify_bundle(bundle, source, lines, system_prompt, backend, progress)
-    facts = {"checkpoint": Path(checkpoint).name, "prompts": lines, "precision": bundle.manifest.precision, "backend": backend}
+    facts = {"checkpoint": Path(checkpoint).name, "prompts": lines, "precision": bundle.manifest.precision, "backend": report.backend}
     tools.write_certificate(report, targets, bundle, facts)
     return report
 

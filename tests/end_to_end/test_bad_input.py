@@ -140,7 +140,7 @@ def test_largest_seed_is_legal_but_a_batch_beyond_it_is_not(generate: Refused, b
         ("--diffusion-steps", "0", "diffusion steps is 0"),
         ("--diffusion-steps", "1001", "1 to 1000"),
         ("--batch", "0", "batch is 0"),
-        ("--backend", "abacus", "auto, cpu"),
+        ("--backend", "abacus", "expected one of auto"),
         ("--seed", "one", "'--seed'"),
     ],
 )

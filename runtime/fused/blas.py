@@ -1,0 +1,207 @@
+"""cuBLASLt through nvmath's bindings: matrix products of row-major arrays, planned once per shape, without torch.
+
+    y[i] = alpha · x[i] @ w[i] (+ bias) (+ c[i])        x [m, k], w [k, n] or, transposed, [n, k], y and c [m, n]
+
+cuBLASLt thinks in columns, where a row-major array is its own transpose: the product computed is yᵀ = wᵀ · xᵀ. Sums are
+float32; float32 products are true float32, never TF32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..cuda import Device, DeviceBuffer, Stream
+from ..errors import EngineError, MissingPackageError
+
+WORKSPACE = 32 << 20
+"""Bytes of scratch that products may use: what cuBLAS itself takes on Hopper."""
+ALIGNMENT = 16
+"""Bytes that every operand's address is a multiple of."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a product is planned for.
+
+    Attributes:
+        m, n, k: of one product, as above.
+        dtype: of x and w. out: of y, c and bias.
+        transposed: w is [n, k].
+        bias: [n] is added to every row. add: c is added.
+        batch: number of products. strides: elements from one to the next, of x, w, and y and c.
+        lead: elements from one row to the next, of x, w, and y and c; 0: rows are packed.
+    """
+
+    m: int
+    n: int
+    k: int
+    dtype: str
+    out: str
+    transposed: bool = False
+    bias: bool = False
+    add: bool = False
+    alpha: float = 1.0
+    batch: int = 1
+    strides: tuple[int, int, int] = (0, 0, 0)
+    lead: tuple[int, int, int] = (0, 0, 0)
+
+
+def bindings() -> tuple[Any, Any]:
+    """nvmath's modules cublasLt and cublas; MissingPackageError with the remedy."""
+    try:
+        from nvmath.bindings import cublas, cublasLt
+    except ImportError as error:
+        raise MissingPackageError(f"nvmath is not installed ({error}).", "pip install 'hart-edge[fused]'") from error
+    return cublasLt, cublas
+
+
+class Blas:
+    """A cuBLASLt handle, its scratch and the plans made with it. Closed explicitly; the device must outlive it."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._lt, self._cublas = bindings()
+        self._scratch: DeviceBuffer = device.buffer(WORKSPACE)
+        with device.active():
+            self._handle: int | None = _checked("opening cuBLASLt", self._lt.create)
+        self._plans: dict[Shape, Matmul] = {}
+
+    @property
+    def handle(self) -> int:
+        if self._handle is None:
+            raise EngineError("cuBLASLt was used after it was closed.", "Load the bundle again.")
+        return self._handle
+
+    def plan(self, shape: Shape) -> Matmul:
+        """The product of that shape, planned when it is first asked for."""
+        if shape not in self._plans:
+            with self._device.active():
+                self._plans[shape] = Matmul(self, self._lt, self._cublas, shape)
+        return self._plans[shape]
+
+    @property
+    def scratch(self) -> tuple[int, int]:
+        """Address and bytes."""
+        return self._scratch.address, self._scratch.size
+
+    @property
+    def device(self) -> Device:
+        return self._device
+
+    def close(self) -> None:
+        """Free plans, handle and scratch. Idempotent."""
+        if self._handle is None:
+            return
+        with self._device.active():
+            for plan in self._plans.values():
+                plan.close()
+            self._plans.clear()
+            self._lt.destroy(self._handle)
+        self._handle = None
+        self._scratch.close()
+
+
+class Matmul:
+    """One planned product; `run` may be captured in a graph."""
+
+    def __init__(self, blas: Blas, lt: Any, cublas: Any, shape: Shape) -> None:
+        self.shape, self._blas, self._lt = shape, blas, lt
+        scalar, data, out = _type("float32"), _type(shape.dtype), _type(shape.out)
+        self._description = _checked("planning a product", lt.matmul_desc_create, cublas.ComputeType.COMPUTE_32F, scalar)
+        self._set(cublas, out)
+        x, w, y = (
+            lead or width for lead, width in zip(shape.lead, (shape.k, shape.k if shape.transposed else shape.n, shape.n), strict=True)
+        )
+        rows, columns = (shape.k, shape.n) if shape.transposed else (shape.n, shape.k)
+        self._w = self._layout(data, rows, columns, w, shape.strides[1])
+        self._x = self._layout(data, shape.k, shape.m, x, shape.strides[0])
+        self._y = self._layout(out, shape.n, shape.m, y, shape.strides[2])
+        self._alpha, self._beta = np.array([shape.alpha], np.float32), np.array([1 if shape.add else 0], np.float32)
+        self._algorithm = self._find()
+
+    def run(self, x: int, w: int, y: int, stream: Stream, c: int = 0, bias: int = 0) -> None:
+        """Compute on the stream; all arguments are device addresses. c may be y."""
+        if bias:
+            self._attribute(self._lt.MatmulDescAttribute.BIAS_POINTER, bias)
+        scratch, size = self._blas.scratch
+        with self._blas.device.active():
+            _checked(
+                f"the product {self.shape}",
+                self._lt.matmul,
+                self._blas.handle,
+                self._description,
+                self._alpha.ctypes.data,
+                w,
+                self._w,
+                x,
+                self._x,
+                self._beta.ctypes.data,
+                c or y,
+                self._y,
+                y,
+                self._y,
+                self._algorithm.ctypes.data,
+                scratch,
+                size,
+                stream.address,
+            )
+
+    def close(self) -> None:
+        self._lt.matmul_desc_destroy(self._description)
+        for layout in (self._w, self._x, self._y):
+            self._lt.matrix_layout_destroy(layout)
+
+    def _set(self, cublas: Any, out: int) -> None:
+        attribute = self._lt.MatmulDescAttribute
+        transposed = cublas.Operation.T if self.shape.transposed else cublas.Operation.N
+        self._attribute(attribute.TRANSA, int(transposed))
+        self._attribute(attribute.TRANSB, int(cublas.Operation.N))
+        if self.shape.bias:
+            self._attribute(attribute.EPILOGUE, int(self._lt.Epilogue.BIAS))
+            self._attribute(attribute.BIAS_DATA_TYPE, out)
+
+    def _attribute(self, attribute: Any, value: int) -> None:
+        buffer = np.array([value], self._lt.get_matmul_desc_attribute_dtype(attribute))
+        self._lt.matmul_desc_set_attribute(self._description, attribute, buffer.ctypes.data, buffer.nbytes)
+
+    def _layout(self, dtype: int, rows: int, columns: int, lead: int, stride: int) -> int:
+        layout: int = self._lt.matrix_layout_create(dtype, rows, columns, lead)
+        if self.shape.batch > 1:
+            attribute = self._lt.MatrixLayoutAttribute
+            for name, value in ((attribute.BATCH_COUNT, self.shape.batch), (attribute.STRIDED_BATCH_OFFSET, stride)):
+                buffer = np.array([value], self._lt.get_matrix_layout_attribute_dtype(name))
+                self._lt.matrix_layout_set_attribute(layout, name, buffer.ctypes.data, buffer.nbytes)
+        return layout
+
+    def _find(self) -> Any:
+        """The algorithm that cuBLASLt's heuristic puts first; EngineError when there is none."""
+        preference = self._lt.matmul_preference_create()
+        attribute = self._lt.MatmulPreferenceAttribute
+        limits = {attribute.MAX_WORKSPACE_BYTES: WORKSPACE}
+        limits |= {getattr(attribute, f"MIN_ALIGNMENT_{operand}_BYTES"): ALIGNMENT for operand in "ABCD"}
+        for name, value in limits.items():
+            buffer = np.array([value], self._lt.get_matmul_preference_attribute_dtype(name))
+            self._lt.matmul_preference_set_attribute(preference, name, buffer.ctypes.data, buffer.nbytes)
+        result, count = np.zeros(1, self._lt.matmul_heuristic_result_dtype), np.zeros(1, np.int32)
+        operands = (self._blas.handle, self._description, self._w, self._x, self._y, self._y, preference)
+        _checked(f"planning {self.shape}", self._lt.matmul_algo_get_heuristic, *operands, 1, result.ctypes.data, count.ctypes.data)
+        self._lt.matmul_preference_destroy(preference)
+        if not count[0] or result["state"][0]:
+            raise EngineError(f"cuBLASLt has no algorithm for {self.shape}.", "Use the backend ort-cuda or cpu.")
+        return np.ascontiguousarray(result["algo"])
+
+
+def _type(dtype: str) -> int:
+    """cudaDataType_t."""
+    return {"float32": 0, "float16": 2}[dtype]
+
+
+def _checked(doing: str, function: Any, *arguments: Any) -> Any:
+    """Call the bindings; their exceptions, which have types of their own, become an EngineError that says what was done."""
+    try:
+        return function(*arguments)
+    except Exception as error:
+        raise EngineError(f"{doing} failed: {error}.", "Run `hart-edge bench --backend ort-cuda`, or use the CPU.") from error

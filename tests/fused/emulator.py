@@ -1,0 +1,379 @@
+"""A GPU made of NumPy: enough of the fused engine's context to run whole components on the CPU, kernel by kernel.
+
+Memory is one array of bytes and an address an offset into it, so buffers that overlap by mistake spoil each other here as
+they would on a card. Kernels are told by their source and computed with their truths' formulas; products and convolutions by
+what they were planned for. Slow, and for small sizes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from hart_edge.plugins import Launch, diffusion_update, gate_residual, layer_norm_modulate, noise, rms_norm
+from hart_edge.plugins.quantize import Array
+from hart_edge.runtime.errors import EngineError
+from hart_edge.runtime.fused.blas import Shape
+from hart_edge.runtime.fused.context import FusedContext
+
+START = 4096
+"""First address that is given away; 0 stays the null pointer."""
+TYPES = {"float": np.float32, "__half": np.float16}
+
+
+class Memory:
+    """One piece of memory; what is taken is full of ones at first: not a number in the floating types."""
+
+    def __init__(self, size: int) -> None:
+        self.bytes = np.zeros(size, np.uint8)  # no memory of the host before it is taken
+        self._end = START
+
+    def take(self, size: int) -> int:
+        start, self._end = self._end, -(-(self._end + size) // 256) * 256
+        assert self._end <= self.bytes.size, "the emulated GPU is too small"
+        self.bytes[start : start + size] = 0xFF
+        return start
+
+    def at(self, address: int, shape: tuple[int, ...], dtype: Any) -> Array:
+        """A view of the memory."""
+        assert address >= START, "null pointer"
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        return self.bytes[address : address + size].view(dtype).reshape(shape)
+
+    def strided(self, address: int, batch: tuple[int, int], rows: tuple[int, int], columns: int, dtype: Any) -> Array:
+        """[batch, rows, columns]; batch and rows as (number, elements from one to the next)."""
+        count = (batch[0] - 1) * batch[1] + (rows[0] - 1) * rows[1] + columns
+        item = np.dtype(dtype).itemsize
+        flat = self.at(address, (count,), dtype)
+        return np.lib.stride_tricks.as_strided(flat, (batch[0], rows[0], columns), (batch[1] * item, rows[1] * item, item))
+
+
+class Block:
+    """Stands for a `DeviceBuffer`."""
+
+    def __init__(self, memory: Memory, size: int) -> None:
+        self._memory, self.address, self.size = memory, memory.take(size), size
+
+    def upload(self, array: Array, stream: Any, offset: int = 0) -> None:
+        self._memory.at(self.address + offset, array.shape, array.dtype)[...] = array
+
+    def fill(self, value: int, stream: Any) -> None:
+        self._memory.at(self.address, (self.size,), np.uint8)[...] = value
+
+    def close(self) -> None: ...
+
+
+class Driver:
+    """Copies."""
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+
+    def upload(self, target: int, array: Array, stream: Any) -> None:
+        self._memory.at(target, array.shape, array.dtype)[...] = array
+
+    def download(self, array: Array, source: int, stream: Any) -> None:
+        array[...] = self._memory.at(source, array.shape, array.dtype)
+
+    def copy(self, target: int, source: int, size: int, stream: Any) -> None:
+        self._memory.at(target, (size,), np.uint8)[...] = self._memory.at(source, (size,), np.uint8).copy()
+
+
+class Device:
+    """Stands for a `Device`."""
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory, self.driver = memory, Driver(memory)
+
+    def buffer(self, size: int) -> Block:
+        return Block(self._memory, size)
+
+    def call(self, doing: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        return function(*arguments)
+
+
+class Captured:
+    """Stands for a `Graph`."""
+
+    def __init__(self, record: Callable[[], None]) -> None:
+        self._record = record
+
+    def launch(self, stream: Any) -> None:
+        self._record()
+
+    def close(self) -> None: ...
+
+
+class Stream:
+    handle = None
+    address = 0
+
+    def synchronize(self) -> None: ...
+
+    def capture(self, record: Callable[[], None]) -> Captured:
+        return Captured(record)
+
+
+class Product:
+    """Stands for a planned product."""
+
+    def __init__(self, memory: Memory, shape: Shape) -> None:
+        self._memory, self._shape = memory, shape
+
+    def run(self, x: int, w: int, y: int, stream: Any, c: int = 0, bias: int = 0) -> None:
+        s, at = self._shape, self._memory.strided
+        rows, columns = (s.n, s.k) if s.transposed else (s.k, s.n)
+        leads = [lead or width for lead, width in zip(s.lead, (s.k, columns, s.n), strict=True)]
+        a = at(x, (s.batch, s.strides[0]), (s.m, leads[0]), s.k, s.dtype).astype(np.float32)
+        b = at(w, (s.batch, s.strides[1]), (rows, leads[1]), columns, s.dtype).astype(np.float32)
+        result = np.float32(s.alpha) * a @ (b.swapaxes(1, 2) if s.transposed else b)
+        if s.bias:
+            result = result + self._memory.at(bias, (s.n,), s.out).astype(np.float32)
+        if s.add:
+            result = result + at(c, (s.batch, s.strides[2]), (s.m, leads[2]), s.n, s.out)
+        at(y, (s.batch, s.strides[2]), (s.m, leads[2]), s.n, s.out)[...] = result
+
+
+class Blas:
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+
+    def plan(self, shape: Shape) -> Product:
+        return Product(self._memory, shape)
+
+
+class Tensor:
+    """A tensor of a described cuDNN graph: what it is made from, and its geometry."""
+
+    def __init__(self, operation: str = "", inputs: tuple[Tensor, ...] = (), **facts: Any) -> None:
+        self.operation, self.inputs, self.facts = operation, inputs, facts
+
+    def set_output(self, value: bool) -> Tensor:
+        return self
+
+    def set_data_type(self, kind: Any) -> Tensor:
+        return self
+
+    def set_dim(self, dim: list[int]) -> Tensor:
+        self.facts["dim"] = dim
+        return self
+
+    def set_stride(self, stride: list[int]) -> Tensor:
+        self.facts["stride"] = stride
+        return self
+
+
+class Description:
+    """Records what is described, in place of a `pygraph`."""
+
+    def tensor(self, name: str, dim: list[int], stride: list[int]) -> Tensor:
+        return Tensor(name=name, dim=dim, stride=stride)
+
+    def conv_fprop(self, image: Tensor, weight: Tensor, padding: list[int], stride: list[int], dilation: list[int]) -> Tensor:
+        assert stride == dilation == [1, 1]
+        return Tensor("conv", (image, weight), padding=padding)
+
+    def add(self, a: Tensor, b: Tensor) -> Tensor:
+        return Tensor("add", (a, b))
+
+
+class Graph:
+    """A described graph that runs on the emulated memory."""
+
+    def __init__(self, memory: Memory, dtype: str, tensors: Mapping[str, Tensor]) -> None:
+        self._memory, self._dtype, self._tensors = memory, dtype, tensors
+
+    def run(self, **addresses: int) -> None:
+        assert set(addresses) == set(self._tensors)
+        places = {id(self._tensors[name]): address for name, address in addresses.items()}
+        result = self._value(self._tensors["y"], places)
+        self._array(self._tensors["y"], addresses["y"])[...] = result.numpy()
+
+    def _value(self, tensor: Tensor, places: dict[int, int]) -> torch.Tensor:
+        if not tensor.operation:
+            return torch.from_numpy(self._array(tensor, places[id(tensor)]).astype(np.float32))
+        values = [self._value(each, places) for each in tensor.inputs]
+        if tensor.operation == "conv":
+            return F.conv2d(values[0], values[1], padding=tensor.facts["padding"])
+        return values[0] + values[1]
+
+    def _array(self, tensor: Tensor, address: int) -> Array:
+        """The tensor as [N, C, H, W], whatever its strides."""
+        dim, stride, item = tensor.facts["dim"], tensor.facts["stride"], np.dtype(self._dtype).itemsize
+        flat = self._memory.at(address, (math.prod(dim),), self._dtype)
+        return np.lib.stride_tricks.as_strided(flat, dim, [s * item for s in stride])
+
+
+class Cudnn:
+    """Args: fuses: whether a convolution may take bias and residual along."""
+
+    def __init__(self, memory: Memory, fuses: bool) -> None:
+        self._memory, self._fuses = memory, fuses
+
+    def types(self, dtype: str) -> str:
+        return dtype
+
+    def build(self, what: str, dtype: str, describe: Callable[[Any], Mapping[str, Tensor]]) -> Graph:
+        tensors = describe(Description())
+        if "bias" in tensors and not self._fuses:
+            raise EngineError(f"{what}: no engine.")
+        return Graph(self._memory, dtype, tensors)
+
+
+class Library:
+    """Stands for the `KernelLibrary`: finds the kernel's formula by its source and name."""
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+
+    def launch(self, launch: Launch, stream: Any) -> None:
+        name = launch.kernel.expression.split("<")[0].removeprefix("hart::")
+        types = [TYPES[part] for part in launch.kernel.expression.split("<")[-1].strip(">").split(", ") if part in TYPES]
+        arguments = [a.value if hasattr(a, "value") else a.item() for a in launch.arguments]
+        getattr(self, f"_{name}")(launch, types, *arguments)
+
+    def _cast(self, launch: Launch, types: list[Any], x: int, y: int, size: int) -> None:
+        self._memory.at(y, (size,), types[1])[...] = self._memory.at(x, (size,), types[0])
+
+    def _add_bias(self, launch: Launch, types: list[Any], x: int, bias: int, residual: int, y: int, rows: int, width: int) -> None:
+        at, dtype = self._memory.at, types[0]
+        total = at(x, (rows, width), dtype).astype(np.float32) + at(bias, (width,), dtype)
+        at(y, (rows, width), dtype)[...] = total + at(residual, (rows, width), dtype) if residual else total
+
+    def _add_silu(self, launch: Launch, types: list[Any], x: int, row: int, y: int, width: int) -> None:
+        at, dtype, rows = self._memory.at, types[0], launch.grid[0]
+        total = at(x, (rows, width), dtype).astype(np.float32) + (at(row, (width,), dtype) if row else 0)
+        at(y, (rows, width), dtype)[...] = total / (1 + np.exp(-total))
+
+    def _softmax_rows(self, launch: Launch, types: list[Any], x: int, y: int, width: int) -> None:
+        values = torch.from_numpy(self._memory.at(x, (launch.grid[0], width), types[0]).astype(np.float32))
+        self._memory.at(y, (launch.grid[0], width), types[0])[...] = torch.softmax(values, -1).numpy()
+
+    def _take_rows(self, launch: Launch, types: list[Any], table: int, index: int, y: int, count: int, width: int) -> None:
+        numbers = np.resize(self._memory.at(index, (count,), np.int64), launch.grid[0])
+        entries = self._memory.at(table, (numbers.max() + 1, width), types[0])
+        self._memory.at(y, (launch.grid[0], width), types[0])[...] = entries[numbers]
+
+    def _upsample(self, launch: Launch, types: list[Any], x: int, y: int, cells: int, columns: int, channels: int) -> None:
+        source = self._memory.at(x, (cells // columns, columns, channels), types[0])
+        target = self._memory.at(y, (2 * cells // columns, 2 * columns, channels), types[0])
+        target[...] = source.repeat(2, 0).repeat(2, 1)
+
+    def _group_norm_statistics(self, launch: Launch, types: list[Any], *arguments: int) -> None: ...
+
+    def _group_norm_fold(
+        self,
+        launch: Launch,
+        types: list[Any],
+        x: int,
+        partial: int,
+        weight: int,
+        bias: int,
+        affine: int,
+        pixels: int,
+        channels: int,
+        *rest: Any,
+    ) -> None:
+        at, dtype, batch = self._memory.at, types[0], launch.grid[0]
+        grouped = at(x, (batch, pixels, 32, channels // 32), dtype).astype(np.float64)
+        mean, variance = (np.repeat(f(axis=(1, 3)), channels // 32, axis=1) for f in (grouped.mean, grouped.var))
+        gain = at(weight, (channels,), dtype) / np.sqrt(variance + rest[-1])
+        at(affine, (batch, 2, channels), np.float32)[...] = np.stack([gain, at(bias, (channels,), dtype) - mean * gain], axis=1)
+
+    def _group_norm_apply(
+        self, launch: Launch, types: list[Any], x: int, affine: int, y: int, pixels: int, channels: int, chunk: int
+    ) -> None:
+        at, dtype, batch = self._memory.at, types[0], launch.grid[1]
+        gain, offset = np.split(at(affine, (batch, 2, channels), np.float32), 2, axis=1)
+        value = at(x, (batch, pixels, channels), dtype) * gain + offset
+        at(y, (batch, pixels, channels), dtype)[...] = value / (1 + np.exp(-value)) if "true" in launch.kernel.expression else value
+
+    def _to_uint8(self, launch: Launch, types: list[Any], x: int, out: int, pixels: int) -> None:
+        assert "true" in launch.kernel.expression  # channels last
+        values = np.clip(self._memory.at(x, (launch.grid[1], pixels, 3), types[0]).astype(np.float32), -1, 1)
+        self._memory.at(out, (launch.grid[1], pixels, 3), np.uint8)[...] = (values * 0.5 + 0.5) * 255 + 0.5
+
+    def _layer_norm_modulate(
+        self,
+        launch: Launch,
+        types: list[Any],
+        x: int,
+        weight: int,
+        bias: int,
+        scale: int,
+        shift: int,
+        y: int,
+        width: int,
+        stride: int,
+        eps: float,
+    ) -> None:
+        at, dtype, rows = self._memory.at, types[0], launch.grid[0]
+        affine = (at(weight, (width,), dtype), at(bias, (width,), dtype)) if weight else None
+        parts = [self._memory.strided(p, (1, 0), (rows, stride), width, dtype)[0] for p in (shift, scale)]
+        truth = layer_norm_modulate.layer_norm_modulate(at(x, (rows, width), dtype), np.concatenate(parts, axis=1), 0, 1, eps, affine)
+        at(y, (rows, width), dtype)[...] = truth
+
+    def _gate_residual(self, launch: Launch, types: list[Any], h: int, gate: int, y: int, out: int, width: int, stride: int) -> None:
+        at, dtype, rows = self._memory.at, types[0], launch.grid[0]
+        gates = self._memory.strided(gate, (1, 0), (rows, stride), width, dtype)[0]
+        at(out, (rows, width), dtype)[...] = gate_residual.gate_residual(at(h, (rows, width), dtype), gates, 0, at(y, (rows, width), dtype))
+
+    def _rms_norm(
+        self, launch: Launch, types: list[Any], x: int, residual: int, total: int, weight: int, scale: int, shift: int, y: int, *rest: Any
+    ) -> None:
+        assert not scale and not shift
+        at, dtype, rows, width, eps = self._memory.at, types[0], launch.grid[0], rest[0], rest[2]
+        added = at(residual, (rows, width), dtype) if residual else None
+        normed, s = rms_norm.rms_norm(at(x, (rows, width), dtype), at(weight, (width,), dtype), eps, added)
+        if residual:
+            at(total, (rows, width), dtype)[...] = s
+        at(y, (rows, width), dtype)[...] = normed
+
+    def _noise(self, launch: Launch, types: list[Any], seeds: int, out: int, size: int, index: int, purpose: int) -> None:
+        drawn = noise.noise(self._memory.at(seeds, (launch.grid[1],), np.uint64), size, index, purpose, "true" in launch.kernel.expression)
+        self._memory.at(out, drawn.shape, np.float32)[...] = drawn
+
+    def _diffusion_update(
+        self,
+        launch: Launch,
+        types: list[Any],
+        x: int,
+        raw: int,
+        read: int,
+        seeds: int,
+        next_x: int,
+        input_x: int,
+        prediction: int,
+        size: int,
+        channels: int,
+        step: int,
+        *numbers: float,
+    ) -> None:
+        at, batch, rows = self._memory.at, launch.grid[1], size // channels
+        draws = (
+            diffusion_update.drawn(at(seeds, (batch,), np.uint64), step, (rows, channels))
+            if seeds
+            else at(read, (batch, rows, channels), np.float32)
+        )
+        network = at(raw, (2 * batch * rows, 2 * channels), types[0])
+        earlier, guided = diffusion_update.diffusion_update(at(x, draws.shape, np.float32), network, draws, numbers[:8], numbers[8])
+        at(next_x, draws.shape, np.float32)[...] = earlier
+        if input_x:
+            at(input_x, (2, *draws.shape), types[0])[...] = earlier
+        if prediction:
+            at(prediction, guided.shape, np.float32)[...] = guided
+
+
+def emulated(size: int = 256 << 20, fuses: bool = True) -> FusedContext:
+    """A context on `size` bytes of emulated memory; `fuses`: convolutions take bias and residual along."""
+    memory = Memory(size)
+    context = object.__new__(FusedContext)
+    vars(context).update(
+        device=Device(memory), stream=Stream(), library=Library(memory), blas=Blas(memory), cudnn=Cudnn(memory, fuses), memory=memory
+    )
+    return context

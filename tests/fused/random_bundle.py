@@ -1,0 +1,198 @@
+"""A bundle of random weights in any size for the fused engine, without torch: for measuring and for memory plans.
+
+The graphs are the bundled model's, of which the fused engine reads constants only; no other backend can run such a bundle.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from hart_edge.runtime.bundle import MANIFEST, WEIGHTS, Bundle, bundled_folder
+from hart_edge.runtime.spec import ModelSpec
+
+Shapes = Iterator[tuple[str, tuple[int, ...]]]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a `ModelSpec` does not say: MLP width, diffusion depth, decoder channels, and the text encoder's sizes."""
+
+    hidden: int
+    diffusion_depth: int
+    channels: int
+    multipliers: tuple[int, ...]
+    text_layers: int
+    text_heads: int
+    text_hidden: int
+    text_head_dim: int
+    text_kv_heads: int = 2
+    vocabulary: int = 512
+
+
+HART_1024 = ModelSpec(
+    patch_nums=(1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64),
+    phi_index=(0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3),
+    context_tokens=300,
+    context_dim=1536,
+    depth=24,
+    width=1536,
+    heads=24,
+    codebook_size=4096,
+    latent_channels=32,
+    diffusion_width=1024,
+    diffusion_steps=8,
+    downsample=16,
+)
+HART_512 = replace(HART_1024, patch_nums=(1, 2, 3, 4, 6, 9, 13, 18, 24, 32), phi_index=(0, 0, 1, 1, 1, 2, 2, 3, 3))
+RELEASED = Sizes(4096, 6, 160, (1, 1, 2, 2, 4), text_layers=28, text_heads=12, text_hidden=8960, text_head_dim=128, vocabulary=151936)
+
+
+def make_bundle(folder: Path, spec: ModelSpec, sizes: Sizes, seed: int = 0) -> Bundle:
+    """Write and open it."""
+    source = bundled_folder()
+    folder.mkdir(parents=True)
+    for path in source.iterdir():
+        if path.suffix in (".onnx", ".json"):
+            shutil.copy(path, folder / path.name)
+    save_file(dict(_tensors(spec, sizes, seed)), folder / WEIGHTS)
+    manifest = json.loads((source / MANIFEST).read_text()) | {"model": spec.to_json(), "defaults": {}}
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    return Bundle(folder, check_files=False)
+
+
+def _tensors(spec: ModelSpec, sizes: Sizes, seed: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Numbers out of one long row of normal ones: drawing billions would take minutes."""
+    row = np.random.default_rng(seed).standard_normal(1 << 20).astype(np.float32)
+    shapes = [*_transformer(spec, sizes), *_diffusion(spec, sizes), *_decoder(spec, sizes), *_text(spec, sizes)]
+    for i, (name, shape) in enumerate(shapes):
+        fan = math.prod(shape) // (shape[0] if len(shape) == 4 else shape[-1]) if len(shape) > 1 else 1
+        single = name.startswith(("transition.", "constants.codebook"))
+        values = np.resize(np.roll(row, 997 * i), shape) / math.sqrt(max(1, fan))
+        if len(shape) == 1 and "norm" in name and name.endswith("weight"):
+            values = 1 + 0.05 * values
+        yield name, values.astype(np.float32 if single else np.float16)
+
+
+def _linear(name: str, inner: int, outer: int, bias: bool = True) -> Shapes:
+    yield f"{name}.weight", (inner, outer)
+    if bias:
+        yield f"{name}.bias", (outer,)
+
+
+def _transformer(spec: ModelSpec, sizes: Sizes) -> Shapes:
+    c, z = spec.width, spec.latent_channels
+    yield "constants.codebook", (spec.codebook_size, z)
+    for name in ("k", "v"):
+        yield f"constants.unconditional_{name}", (spec.depth, spec.heads, spec.head_dim)
+    yield "context.norm.weight", (spec.context_dim,)
+    yield "context.level", (c,)
+    for name in ("scale", "shift"):
+        yield f"context.unconditional_{name}", (1, 1, c)
+    yield from _linear("context.embed", spec.context_dim, c)
+    yield from _linear("context.ada", c, 2 * c)
+    for i in range(spec.depth):
+        name = f"transformer.layers.{i}"
+        yield f"{name}.norm.weight", (c,)
+        yield from _linear(f"{name}.qkv", c, 3 * c)
+        yield from _linear(f"{name}.proj", c, c)
+        yield from _linear(f"{name}.gate", c, sizes.hidden, bias=False)
+        yield from _linear(f"{name}.up", c, sizes.hidden, bias=False)
+        yield from _linear(f"{name}.down", sizes.hidden, c, bias=False)
+    yield "transformer.head_norm.weight", (c,)
+    yield from _linear("transformer.head", c, spec.codebook_size)
+    phis = 1 + max(spec.phi_index)
+    yield "transition.phi_weight", (phis * z, z, 3, 3)
+    yield "transition.phi_bias", (phis * z,)
+    yield from _linear("transition.embed", z, c)
+    yield "transition.levels", (spec.scales, c)
+
+
+def _diffusion(spec: ModelSpec, sizes: Sizes) -> Shapes:
+    w, z = spec.diffusion_width, spec.latent_channels
+    yield "residual_condition.codebook", (spec.codebook_size, z)
+    yield "residual_condition.norm.weight", (spec.width,)
+    yield from _linear("residual_condition.embed", z, spec.width)
+    yield from _linear("residual_condition.condition", spec.width, w)
+    yield from _linear("residual_step.time_first", 256, w)
+    yield from _linear("residual_step.time_second", w, w)
+    yield from _linear("residual_step.input", z, w)
+    yield from _linear("residual_step.final_modulation", w, 2 * w)
+    yield from _linear("residual_step.final", w, 2 * z)
+    for i in range(sizes.diffusion_depth):
+        name = f"residual_step.layers.{i}"
+        yield from _linear(f"{name}.modulation", w, 3 * w)
+        yield from _linear(f"{name}.first", w, w)
+        yield from _linear(f"{name}.second", w, w)
+        for part in ("weight", "bias"):
+            yield f"{name}.norm_{part}", (w,)
+
+
+def _decoder(spec: ModelSpec, sizes: Sizes) -> Shapes:
+    widths = [sizes.channels * m for m in sizes.multipliers]
+    z, top, last = spec.latent_channels, widths[-1], len(widths) - 1
+    body = "decoder.decoder"
+    yield from _conv("decoder.post_quant_conv", z, z)
+    yield from _conv(f"{body}.conv_in", z, top)
+    yield from _block(f"{body}.mid.block_1", top, top)
+    yield from _attention(f"{body}.mid.attn_1", top)
+    yield from _block(f"{body}.mid.block_2", top, top)
+    for level, (inner, outer) in enumerate(zip([*widths[1:], top], widths, strict=True)):
+        for i in range(3):
+            yield from _block(f"{body}.up.{level}.block.{i}", inner if i == 0 else outer, outer)
+            if level == last:
+                yield from _attention(f"{body}.up.{level}.attn.{i}", outer)
+        if level:
+            yield from _conv(f"{body}.up.{level}.upsample.conv", outer, outer)
+    yield from _norm(f"{body}.norm_out", widths[0])
+    yield from _conv(f"{body}.conv_out", widths[0], 3)
+
+
+def _conv(name: str, inner: int, outer: int, side: int = 3) -> Shapes:
+    yield f"{name}.weight", (outer, inner, side, side)
+    yield f"{name}.bias", (outer,)
+
+
+def _norm(name: str, channels: int) -> Shapes:
+    for part in ("weight", "bias"):
+        yield f"{name}.{part}", (channels,)
+
+
+def _block(name: str, inner: int, outer: int) -> Shapes:
+    yield from _norm(f"{name}.norm1", inner)
+    yield from _conv(f"{name}.conv1", inner, outer)
+    yield from _norm(f"{name}.norm2", outer)
+    yield from _conv(f"{name}.conv2", outer, outer)
+    if inner != outer:
+        yield from _conv(f"{name}.nin_shortcut", inner, outer, 1)
+
+
+def _attention(name: str, channels: int) -> Shapes:
+    yield from _norm(f"{name}.norm", channels)
+    yield from _conv(f"{name}.qkv", channels, 3 * channels, 1)
+    yield from _conv(f"{name}.proj_out", channels, channels, 1)
+
+
+def _text(spec: ModelSpec, sizes: Sizes) -> Shapes:
+    c, d = spec.context_dim, sizes.text_head_dim
+    yield "text_encoder.embedding", (sizes.vocabulary, c)
+    yield "text_encoder.norm.weight", (c,)
+    for table in ("cos", "sin"):
+        yield f"text_encoder.{table}", (spec.context_tokens, d)
+    for i in range(sizes.text_layers):
+        name = f"text_encoder.layers.{i}"
+        for norm in ("attention_norm", "mlp_norm"):
+            yield f"{name}.{norm}.weight", (c,)
+        for part, heads in (("q", sizes.text_heads), ("k", sizes.text_kv_heads), ("v", sizes.text_kv_heads)):
+            yield from _linear(f"{name}.{part}", c, heads * d)
+        yield from _linear(f"{name}.o", sizes.text_heads * d, c, bias=False)
+        yield from _linear(f"{name}.gate", c, sizes.text_hidden, bias=False)
+        yield from _linear(f"{name}.up", c, sizes.text_hidden, bias=False)
+        yield from _linear(f"{name}.down", sizes.text_hidden, c, bias=False)

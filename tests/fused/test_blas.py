@@ -1,0 +1,155 @@
+"""What cuBLASLt is asked for, with a double of nvmath's bindings: shapes, transposition, epilogue, batches, errors."""
+
+from __future__ import annotations
+
+import ctypes
+from enum import IntEnum
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from emulated_scales import emulated_gpu
+
+from hart_edge.runtime.errors import EngineError
+from hart_edge.runtime.fused import blas as blas_module
+from hart_edge.runtime.fused.blas import ALIGNMENT, WORKSPACE, Blas, Shape
+
+
+def enum(name: str, *names: str) -> Any:
+    return IntEnum(name, {each: i for i, each in enumerate(names)})
+
+
+class Bindings:
+    """`nvmath.bindings.cublasLt`: descriptors are numbers, and what they were given is kept by number.
+
+    Attributes:
+        made: descriptor → what it was created with, and its attributes by name.
+        found: algorithms that the heuristic finds.
+        products: arguments of every product.
+    """
+
+    Epilogue = enum("Epilogue", "DEFAULT", "BIAS")
+    MatmulDescAttribute = enum("MatmulDescAttribute", "TRANSA", "TRANSB", "EPILOGUE", "BIAS_POINTER", "BIAS_DATA_TYPE")
+    MatrixLayoutAttribute = enum("MatrixLayoutAttribute", "BATCH_COUNT", "STRIDED_BATCH_OFFSET")
+    MatmulPreferenceAttribute = enum(
+        "MatmulPreferenceAttribute", "MAX_WORKSPACE_BYTES", *(f"MIN_ALIGNMENT_{operand}_BYTES" for operand in "ABCD")
+    )
+    matmul_heuristic_result_dtype = np.dtype([("algo", [("data_", "<u8", (8,))]), ("workspace_size", "<u8"), ("state", "<i4")])
+
+    def __init__(self) -> None:
+        self.made: dict[int, dict[str, Any]] = {}
+        self.found, self.products, self.destroyed = 1, [], []
+
+    def create(self) -> int:
+        return 77
+
+    def destroy(self, handle: int) -> None:
+        self.destroyed.append(handle)
+
+    def _new(self, **facts: Any) -> int:
+        self.made[len(self.made) + 1] = facts
+        return len(self.made)
+
+    def matmul_desc_create(self, compute: int, scale: int) -> int:
+        return self._new(kind="product", compute=compute, scale=scale)
+
+    def matrix_layout_create(self, dtype: int, rows: int, columns: int, lead: int) -> int:
+        return self._new(kind="layout", dtype=dtype, rows=rows, columns=columns, lead=lead)
+
+    def matmul_preference_create(self) -> int:
+        return self._new(kind="preference")
+
+    def _set(self, which: int, attribute: Any, address: int, size: int) -> None:
+        self.made[which][attribute.name] = int.from_bytes(ctypes.string_at(address, size), "little")
+
+    matmul_desc_set_attribute = matrix_layout_set_attribute = matmul_preference_set_attribute = _set
+
+    def get_matmul_desc_attribute_dtype(self, attribute: Any) -> Any:
+        return np.int64 if attribute.name == "BIAS_POINTER" else np.int32
+
+    def get_matrix_layout_attribute_dtype(self, attribute: Any) -> Any:
+        return np.int32 if attribute.name == "BATCH_COUNT" else np.int64
+
+    def get_matmul_preference_attribute_dtype(self, attribute: Any) -> Any:
+        return np.uint64 if attribute.name.startswith("MAX") else np.uint32
+
+    def matmul_algo_get_heuristic(self, *arguments: int) -> None:
+        results, count = arguments[-2:]
+        ctypes.memset(results, 5, 64)
+        ctypes.cast(count, ctypes.POINTER(ctypes.c_int32))[0] = self.found
+
+    def matmul(self, *arguments: int) -> None:
+        self.products.append(arguments)
+
+    def _destroy(self, which: int) -> None:
+        self.destroyed.append(which)
+
+    matmul_desc_destroy = matrix_layout_destroy = matmul_preference_destroy = _destroy
+
+
+@pytest.fixture
+def lt(monkeypatch: pytest.MonkeyPatch) -> Bindings:
+    double = Bindings()
+    cublas = SimpleNamespace(ComputeType=SimpleNamespace(COMPUTE_32F=68), Operation=enum("Operation", "N", "T"))
+    monkeypatch.setattr(blas_module, "bindings", lambda: (double, cublas))
+    return double
+
+
+@pytest.fixture
+def blas(lt: Bindings) -> Blas:
+    return Blas(emulated_gpu(40 << 20).device)
+
+
+def layouts(lt: Bindings, product: tuple[int, ...]) -> list[tuple[int, int, int]]:
+    """(rows, columns, leading dimension) of cuBLASLt's A, B, C and D."""
+    return [tuple(lt.made[product[i]][key] for key in ("rows", "columns", "lead")) for i in (4, 6, 9, 11)]
+
+
+def test_a_row_major_product_is_the_transposed_one_in_columns(lt: Bindings, blas: Blas) -> None:
+    stream: Any = SimpleNamespace(address=0x51)
+    blas.plan(Shape(m=5, n=7, k=3, dtype="float16", out="float32", bias=True, add=True)).run(100, 200, 300, stream, 400, 500)
+    (product,) = lt.products
+    assert layouts(lt, product) == [(7, 3, 7), (3, 5, 3), (7, 5, 7), (7, 5, 7)]
+    description = lt.made[product[1]]
+    assert description["compute"] == 68
+    assert (description["TRANSA"], description["TRANSB"], description["EPILOGUE"]) == (0, 0, Bindings.Epilogue.BIAS)
+    assert (description["BIAS_POINTER"], description["BIAS_DATA_TYPE"]) == (500, 0)
+    assert (product[3], product[5], product[8], product[10]) == (200, 100, 400, 300)  # A is w, B is x
+    assert [lt.made[product[i]]["dtype"] for i in (4, 6, 9, 11)] == [2, 2, 0, 0]
+    assert product[-2:] == (WORKSPACE, 0x51)
+    alpha, beta = (ctypes.cast(product[i], ctypes.POINTER(ctypes.c_float))[0] for i in (2, 7))
+    assert (alpha, beta) == (1.0, 1.0)
+
+
+def test_transposed_and_strided_batches(lt: Bindings, blas: Blas) -> None:
+    stream: Any = SimpleNamespace(address=1)
+    shape = Shape(4, 6, 8, "float32", "float32", transposed=True, batch=3, strides=(96, 144, 24), lead=(24, 25, 0), alpha=0.5)
+    blas.plan(shape).run(100, 200, 300, stream)
+    (product,) = lt.products
+    assert layouts(lt, product) == [(8, 6, 25), (8, 4, 24), (6, 4, 6), (6, 4, 6)]
+    assert lt.made[product[1]]["TRANSA"] == 1
+    assert [lt.made[product[i]]["STRIDED_BATCH_OFFSET"] for i in (4, 6, 9)] == [144, 96, 24]
+    assert all(lt.made[product[i]]["BATCH_COUNT"] == 3 for i in (4, 6, 9))
+    alpha, beta = (ctypes.cast(product[i], ctypes.POINTER(ctypes.c_float))[0] for i in (2, 7))
+    assert (alpha, beta) == (0.5, 0.0)
+    assert product[8] == 300  # C is not read, but cuBLASLt wants an address
+
+
+def test_plans_are_made_once_and_freed(lt: Bindings, blas: Blas) -> None:
+    shape = Shape(1, 2, 3, "float16", "float16")
+    assert blas.plan(shape) is blas.plan(shape)
+    preference = next(facts for facts in lt.made.values() if facts["kind"] == "preference")
+    assert preference["MAX_WORKSPACE_BYTES"] == WORKSPACE
+    assert preference["MIN_ALIGNMENT_D_BYTES"] == ALIGNMENT
+    for _ in range(2):
+        blas.close()
+    assert sorted(lt.destroyed) == sorted([*lt.made, 77])
+    with pytest.raises(EngineError, match="after it was closed"):
+        blas.handle  # noqa: B018
+
+
+def test_a_product_without_an_algorithm_is_an_error(lt: Bindings, blas: Blas) -> None:
+    lt.found = 0
+    with pytest.raises(EngineError, match="no algorithm for Shape"):
+        blas.plan(Shape(1, 2, 3, "float16", "float16"))
