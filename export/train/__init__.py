@@ -13,4 +13,10 @@ same `--seed`; with `--steps N --reuse 1` in place of time a run is repeatable, 
 
 To train on pictures of your own, write a `data.Source` and give it to `tokenizer.run` and `transformer.run`; sizes
 are in `sizes.py`.
+
+A finished model can be trained on: `--init` starts either stage from a checkpoint's weights, and the decoder alone
+learns more of what the residual carries, with latents and codes as they are:
+
+    python -m hart_edge.export.train.tokenizer   --init runs/checkpoint --part decoder --continuous 0.9 --out runs/decoder
+    python -m hart_edge.export.train.transformer --init runs/checkpoint --tokenizer runs/decoder --out runs/further
 """
