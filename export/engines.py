@@ -22,18 +22,22 @@ from .reference.text import TextConditioner
 from .reference.transformer import rotary
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+OPSET = 24
+DECODER_OPSET = 18
+"""ONNX Runtime's CUDA provider has InstanceNormalization up to opset 21 only; of a newer one it computes on the CPU."""
 
 Shapes = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
 class EngineTrace:
-    """How one engine is traced: sample inputs (their values do not matter), varying dimensions, binding names."""
+    """How one engine is traced: sample inputs (their values do not matter), varying dimensions, binding names, ONNX opset."""
 
     samples: tuple[Any, ...]
     dynamic: Shapes
     inputs: list[str]
     outputs: list[str]
+    opset: int = OPSET
 
     def fresh_samples(self) -> tuple[Any, ...]:
         """The samples with no tensor object twice: the tracer would take equal objects for one input."""
@@ -165,7 +169,7 @@ def _residual_step(spec: ModelSpec, dtype: torch.dtype) -> EngineTrace:
 
 def _decoder(spec: ModelSpec, dtype: torch.dtype) -> EngineTrace:
     f_hat = torch.zeros(2, spec.latent_channels, spec.grid, spec.grid)
-    return EngineTrace((f_hat,), ({0: Dim("B", min=1, max=1024)},), ["f_hat"], ["image", "decoded"])
+    return EngineTrace((f_hat,), ({0: Dim("B", min=1, max=1024)},), ["f_hat"], ["image", "decoded"], DECODER_OPSET)
 
 
 _TRACES: dict[str, Callable[[ModelSpec, torch.dtype], EngineTrace]] = {

@@ -1,4 +1,4 @@
-"""Traces a module into an ONNX graph (opset 24) with torch.export."""
+"""Traces a module into an ONNX graph with torch.export."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from torch import nn
 from .engines import EngineTrace
 from .graph import attach_functions, strip_trace_notes
 
-OPSET = 24
-
 
 def trace(module: nn.Module, plan: EngineTrace) -> ir.Model:
     """Returns the graph with initializers named as the module's parameters and the bodies of our functions attached."""
@@ -24,7 +22,7 @@ def trace(module: nn.Module, plan: EngineTrace) -> ir.Model:
             module.eval(),
             plan.fresh_samples(),
             dynamo=True,
-            opset_version=OPSET,
+            opset_version=plan.opset,
             dynamic_shapes=plan.dynamic,
             input_names=plan.inputs,
             output_names=plan.outputs,

@@ -21,7 +21,7 @@ from typing import ParamSpec, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from .cuda_resources import DeviceBuffer, Event, Function, Graph, Module, PinnedArray, Resource, Stream
+from .cuda_resources import DeviceBuffer, Event, Function, Graph, MemoryUse, Module, PinnedArray, Resource, Stream
 from .drivers import AUTO, CudaStatus, Driver, Handle, explain, open_driver
 from .errors import GpuError, GpuLostError, InputError
 
@@ -65,6 +65,9 @@ class Device:
         index: as nvidia-smi counts, unless CUDA_VISIBLE_DEVICES says otherwise.
         host: name of a CUDA host ("auto", "cuda-python", "pycuda") or one that is open.
 
+    Attributes:
+        use: memory that its buffers take.
+
     Raises GpuError without a driver or a device of that index, and for one older than SM75.
     """
 
@@ -72,6 +75,7 @@ class Device:
         self.driver = open_driver(host) if isinstance(host, str) else host
         self.info = _checked(devices(self.driver), index)
         self.lost = False
+        self.use = MemoryUse()
         self._local = threading.local()
         self._owned: dict[int, Resource] = {}
         try:

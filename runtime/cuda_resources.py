@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -123,6 +124,28 @@ class Graph(Resource):
         self.device.call("launching a graph", self.device.driver.launch_graph, self.handle, stream.handle)
 
 
+@dataclass
+class MemoryUse:
+    """Device memory that one device's buffers take, in bytes; what other libraries allocate is not in it.
+
+    Attributes:
+        allocations: how many there were, freed ones included.
+        bytes: in use now. peak: the most so far.
+    """
+
+    allocations: int = 0
+    bytes: int = 0
+    peak: int = 0
+
+    def take(self, size: int) -> None:
+        self.allocations += 1
+        self.bytes += size
+        self.peak = max(self.peak, self.bytes)
+
+    def give(self, size: int) -> None:
+        self.bytes -= size
+
+
 class DeviceBuffer(Resource):
     """Device memory: `address`, `size` in bytes. Copies and fills are asynchronous, in the order of their stream."""
 
@@ -130,6 +153,12 @@ class DeviceBuffer(Resource):
         super().__init__(device, handle, device.driver.free)
         self.address = int(handle)
         self.size = size
+        device.use.take(size)
+
+    def close(self) -> None:
+        if self._handle is not None:
+            self.device.use.give(self.size)
+        super().close()
 
     def upload(self, array: Array, stream: Stream, offset: int = 0) -> None:
         """Host to device. A pinned array must stay unchanged until the stream gets there; any other is read at once."""

@@ -9,6 +9,7 @@ import onnxruntime as ort
 
 from hart_edge.plugins import guided_sample, sources
 
+from .bundle import Bundle
 from .cuda import Device
 from .device_memory import DeviceMemory
 from .device_sampling import DeviceSampledLoop
@@ -25,7 +26,7 @@ CUDA_GRAPHS = frozenset({"text_encoder", "context", "transition", "residual_cond
 residual_step within one. The transformer is not among them: its attention reads the valid prefix of the cache, whose
 length only the host knows, so that calls of one shape differ inside."""
 
-_OUT_OF_MEMORY = ("out of memory", "Failed to allocate memory", "ALLOC_FAILED", "ALLOCATION_FAILED")
+_OUT_OF_MEMORY = ("out of memory", "Failed to allocate memory", "ALLOC_FAILED", "ALLOCATION_FAILED", "resource allocation failed")
 _LOST = ("illegal memory access", "unspecified launch failure", "misaligned address")
 
 
@@ -49,7 +50,9 @@ class OrtCuda:
             raise
 
     def open_engine(self, path: Path, name: str) -> Engine:
-        return OrtCudaEngine(path, name, self.memory, name in CUDA_GRAPHS)
+        """The engine of a bundle, whose folder holds `path`."""
+        half = Bundle(path.parent, check_files=False).manifest.precision == "fp16"
+        return OrtCudaEngine(path, name, self.memory, name in CUDA_GRAPHS, tf32=half and name == "decoder")
 
     def make_loop(self, loop: ScaleLoop) -> ScaleLoop:
         """A loop that samples on the GPU; `loop` itself, with HartWarning, where the kernel for that cannot be made."""
@@ -73,10 +76,11 @@ class OrtCudaEngine(OrtEngine):
         path, name: as of `OrtEngine`.
         memory: of the backend.
         graphs: capture the calls; an engine of which ONNX Runtime refuses that runs without, see the attribute `graphs`.
+        tf32: of `provider_options`.
     """
 
-    def __init__(self, path: Path, name: str, memory: DeviceMemory, graphs: bool) -> None:
-        self._memory = memory
+    def __init__(self, path: Path, name: str, memory: DeviceMemory, graphs: bool, tf32: bool = False) -> None:
+        self._memory, self._tf32 = memory, tf32
         self._slots = Slots(memory) if graphs else None
         super().__init__(path, name)
 
@@ -98,7 +102,7 @@ class OrtCudaEngine(OrtEngine):
         return self._session_on_gpu(path, graphs=False)
 
     def _session_on_gpu(self, path: Path, graphs: bool) -> ort.InferenceSession:
-        providers = [(PROVIDER, provider_options(self._memory.stream.address, graphs)), "CPUExecutionProvider"]
+        providers = [(PROVIDER, provider_options(self._memory.stream.address, graphs, self._tf32)), "CPUExecutionProvider"]
         try:
             session = open_session(path, self.name, session_options(threads=1), providers)
         except EngineError as error:
@@ -141,16 +145,22 @@ def _fault_of_gpu(message: str, text: str) -> HartError | None:
     return None
 
 
-def provider_options(stream: int, graphs: bool) -> dict[str, str]:
+def provider_options(stream: int, graphs: bool, tf32: bool) -> dict[str, str]:
     """Options of ONNX Runtime's CUDA provider.
 
-    Products of fp32 bundles are true fp32 (no TF32), so that tokens are those of the CPU; memory grows by what is asked
-    for, not by powers of two; convolutions are chosen by cuDNN's heuristics, the same ones in every process.
+    Memory grows by what is asked for, not by powers of two; convolutions are chosen by cuDNN's heuristics, the same ones
+    in every process.
+
+    Args:
+        stream: address.
+        graphs: capture CUDA graphs.
+        tf32: fp32 products may be of TF32; without it tokens are those of the CPU. Where convolutions are fp16 it must
+            be on: off, ONNX Runtime denies tensor cores to them too, finds no plan, logs an error and plans again.
     """
     return {
         "device_id": "0",
         "user_compute_stream": str(stream),
-        "use_tf32": "0",
+        "use_tf32": "1" if tf32 else "0",
         "arena_extend_strategy": "kSameAsRequested",
         "cudnn_conv_algo_search": "HEURISTIC",
         "enable_cuda_graph": "1" if graphs else "0",

@@ -37,8 +37,15 @@ class LibCuda:
         return (text.value or b"").decode()
 
     def names(self) -> dict[str, str]:
-        """Name of every status by the driver's description of it: PyCUDA's exceptions hold the description only."""
-        return {self._say("cuGetErrorString", status): self._say("cuGetErrorName", status) for status in range(1, HIGHEST_STATUS)}
+        """Name of every status by the driver's description of it: PyCUDA's exceptions hold the description only.
+
+        Of statuses described alike, such as those of an invalid image and an invalid source, the lowest.
+        """
+        found: dict[str, str] = {}
+        for status in range(1, HIGHEST_STATUS):
+            if name := self._say("cuGetErrorName", status):
+                found.setdefault(self._say("cuGetErrorString", status), name)
+        return found
 
     def pop(self) -> None:
         """Take the current context off the driver's stack, unseen by PyCUDA."""

@@ -25,7 +25,9 @@ FREE, TOTAL = 1 << 30, 8 << 30
 DESCRIPTIONS = {
     2: ("CUDA_ERROR_OUT_OF_MEMORY", "out of memory"),
     100: ("CUDA_ERROR_NO_DEVICE", "no CUDA-capable device is detected"),
+    200: ("CUDA_ERROR_INVALID_IMAGE", "device kernel image is invalid"),
     209: ("CUDA_ERROR_NO_BINARY_FOR_GPU", "no kernel image is available for execution on the device"),
+    300: ("CUDA_ERROR_INVALID_SOURCE", "device kernel image is invalid"),
     700: ("CUDA_ERROR_ILLEGAL_ADDRESS", "an illegal memory access was encountered"),
     803: ("CUDA_ERROR_SYSTEM_DRIVER_MISMATCH", "system has unsupported display driver / cuda driver combination"),
     901: ("CUDA_ERROR_STREAM_CAPTURE_INVALIDATED", "operation failed due to a previous error during capture"),

@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from doubles import DESCRIPTIONS, Library
+from doubles import PyCuda as PyCudaDouble
 
 from hart_edge.runtime.drivers import choose, faults, open_driver
 from hart_edge.runtime.drivers.cuda_python import CudaPython
 from hart_edge.runtime.drivers.faults import CudaStatus, explain
-from hart_edge.runtime.drivers.libcuda import LIBRARY
+from hart_edge.runtime.drivers.libcuda import LIBRARY, LibCuda
 from hart_edge.runtime.drivers.protocol import Driver
 from hart_edge.runtime.drivers.pycuda import PyCuda
 from hart_edge.runtime.errors import GpuError, InputError, MissingPackageError
@@ -138,6 +140,12 @@ def test_a_function_that_the_driver_lacks_means_an_old_driver() -> None:
 def test_an_unknown_status_of_pycuda_keeps_its_words() -> None:
     error = explain(CudaStatus("cuMemAlloc", faults.UNKNOWN, "strange"), "allocating")
     assert "allocating failed (cuMemAlloc: unknown status: strange)" in str(error)
+
+
+def test_statuses_described_alike_have_the_name_of_the_lowest() -> None:
+    names = LibCuda(Library(PyCudaDouble())).names()
+    assert names["device kernel image is invalid"] == "CUDA_ERROR_INVALID_IMAGE"
+    assert set(names) == {description for _, description in DESCRIPTIONS.values()}
 
 
 def test_pycudas_library_is_linked_with_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,7 +68,7 @@ def test_without_a_driver_auto_takes_the_cpu_and_says_nothing(bundle: Bundle, mo
 
 @pytest.mark.parametrize("error", [MissingPackageError("no provider.", "Install it."), GpuError("too old.", "Buy."), EngineError("bad.")])
 def test_every_step_down_is_told_once_with_its_reason(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, error: HartError) -> None:
-    def refuse(name: str, threads: int) -> OrtCpu:
+    def refuse(name: str, threads: int, low_vram: bool) -> OrtCpu:
         if name == "cpu":
             return OrtCpu(threads)
         raise error
@@ -91,7 +91,7 @@ def test_a_backend_whose_engines_do_not_load_is_closed_and_passed_over(bundle: B
                 raise GpuError("the card went away.")
             return super().open_engine(path, name)
 
-    def choose(name: str, threads: int) -> OrtCpu | HostCuda:
+    def choose(name: str, threads: int, low_vram: bool) -> OrtCpu | HostCuda:
         if name == "cpu":
             return OrtCpu(threads)
         opened.append(Broken(HostDevice()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,8 @@ import pytest
 from host_device import HostCuda, HostCudaEngine, HostDevice, HostKernels, host_memory
 from tolerances import assert_close
 
-from hart_edge.export.verify import verify_recording
+from hart_edge.export.checkpoint import Checkpoint
+from hart_edge.export.verify import verify_bundle
 from hart_edge.runtime import (
     Bundle,
     EngineError,
@@ -51,7 +53,7 @@ def device() -> HostDevice:
 @pytest.fixture(scope="module")
 def doubled(device: HostDevice) -> Iterator[Pipeline]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline_module, "open_backend", lambda name, threads: HostCuda(device))
+        patch.setattr(pipeline_module, "open_backend", lambda name, threads, low_vram: HostCuda(device))
         pipe = Pipeline.open(Bundle(bundled_folder(), check_files=False), backend="ort-cuda")
     with pipe:
         yield pipe
@@ -111,7 +113,7 @@ def test_captured_engines_have_one_graph_per_shape(doubled: Pipeline) -> None:
 
 def test_pipeline_tells_its_backend_and_closes_it(device: HostDevice, monkeypatch: pytest.MonkeyPatch) -> None:
     backend = HostCuda(device)
-    monkeypatch.setattr(pipeline_module, "open_backend", lambda name, threads: backend)
+    monkeypatch.setattr(pipeline_module, "open_backend", lambda name, threads, low_vram: backend)
     with Pipeline.open(Bundle(bundled_folder(), check_files=False), backend="ort-cuda") as pipe:
         assert (pipe.backend, pipe.memory, backend.closed) == ("ort-cuda", backend.memory, False)
         assert '"backend": "ort-cuda"' in pipe.generate("a tree").info["hart-edge"]
@@ -205,6 +207,7 @@ OOM = "Failed to allocate memory for requested buffer of size 1234"
     [
         (OOM, GpuMemoryError, "smaller batch"),
         ("CUDA error cudaErrorMemoryAllocation:out of memory", GpuMemoryError, "or the CPU"),
+        ("CUBLAS failure 3: the resource allocation failed ; expr=cublasCreate(&cublas_handle_);", GpuMemoryError, "or the CPU"),
         ("CUDA failure 700: an illegal memory access was encountered", GpuLostError, "restart the process"),
         ("Non-zero status code returned while running Gather node\nmore", EngineError, "inspect"),
     ],
@@ -237,15 +240,32 @@ def test_cpu_engine_refuses_device_tensors(adder: Path) -> None:
 
 
 def test_provider_shares_the_stream_and_computes_true_fp32() -> None:
-    options = provider_options(0x1234, graphs=True)
+    options = provider_options(0x1234, graphs=True, tf32=False)
     assert options["user_compute_stream"] == "4660"
     assert (options["use_tf32"], options["enable_cuda_graph"]) == ("0", "1")
-    assert provider_options(1, graphs=False)["enable_cuda_graph"] == "0"
+    other = provider_options(1, graphs=False, tf32=True)
+    assert (other["use_tf32"], other["enable_cuda_graph"]) == ("1", "0")
 
 
-def test_verification_runs_on_device_tensors(device: HostDevice, golden_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline_module, "open_backend", lambda name, threads: HostCuda(device))
-    report = verify_recording(golden_folder, "fp32", "ort-cuda")
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_only_a_decoder_of_fp16_may_use_tf32(monkeypatch: pytest.MonkeyPatch, bundle_folder: Path, precision: str) -> None:
+    """Its convolutions are fp16 and have tensor cores only so; everything else, and all of fp32, keeps true fp32."""
+    manifest = json.loads((bundle_folder / "manifest.json").read_text()) | {"precision": precision}
+    (bundle_folder / "manifest.json").write_text(json.dumps(manifest))
+    asked: dict[str, bool] = {}
+    monkeypatch.setattr(ort_cuda, "OrtCudaEngine", lambda path, name, memory, graphs, tf32: asked.update({name: tf32}))
+    backend = OrtCuda.__new__(OrtCuda)
+    backend.memory = host_memory(HostDevice())
+    for name in ("transition", "decoder"):
+        backend.open_engine(bundle_folder / f"{name}.onnx", name)
+    assert asked == {"transition": False, "decoder": precision == "fp16"}
+
+
+def test_verification_runs_on_device_tensors(
+    device: HostDevice, bundle_root: Path, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline_module, "open_backend", lambda name, threads, low_vram: HostCuda(device))
+    report = verify_bundle(Bundle(bundle_root), checkpoint, PROMPTS[:1], backend="ort-cuda")
     assert report.backend == "ort-cuda"
     assert report.failures() == []
     assert {check.mode for check in report.checks} >= {"teacher-forced", "free-running"}

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 from calls import inputs_of, outputs_of
@@ -133,32 +134,59 @@ def test_cache_is_written_in_place_on_the_device(bundle: Bundle, backend: OrtCud
 
 def test_only_shapes_are_computed_on_the_cpu(bundle: Bundle, backend: OrtCuda, name: str) -> None:
     """ONNX Runtime's own account of which nodes it placed where."""
-    nodes = placements(bundle.engine(name), backend)
+    path = bundle.engine(name)
+    nodes = placements(path, provider_options(backend.memory.stream.address, graphs=False, tf32=True))
     allowed = {"Shape", "Gather", "Concat", "Slice", "Squeeze", "Unsqueeze", "Cast", "Add", "Mul", "Sub", "Div", "Range", "Constant"}
-    assert "CUDAExecutionProvider" in nodes
-    assert sorted(nodes.get("CPUExecutionProvider", set()) - allowed) == []
+    others = {node: kind for node, kind in nodes.get("CPUExecutionProvider", {}).items() if node not in shape_arithmetic(path)}
+    assert PROVIDER in nodes
+    assert {node: kind for node, kind in others.items() if kind not in allowed} == {}
 
 
-def placements(path: Path, backend: OrtCuda) -> dict[str, set[str]]:
-    """Operator types by provider."""
+def placements(path: Path, provider: dict[str, str]) -> dict[str, dict[str, str]]:
+    """Operator types by provider and name of the node."""
     options = ort.SessionOptions()
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    session = ort.InferenceSession(str(path), options, providers=[(PROVIDER, provider_options(backend.memory.stream.address, False))])
-    found: dict[str, set[str]] = {}
+    session = ort.InferenceSession(str(path), options, providers=[(PROVIDER, provider)])
+    found: dict[str, dict[str, str]] = {}
     for part in session.get_provider_graph_assignment_info():
-        found.setdefault(part.ep_name, set()).update(node.op_type for node in part.get_nodes())
+        found.setdefault(part.ep_name, {}).update({node.name: node.op_type for node in part.get_nodes()})
     return found
 
 
+def shape_arithmetic(path: Path) -> set[str]:
+    """Names of the nodes that compute from the shapes of tensors alone."""
+    graph = onnx.load(path, load_external_data=False).graph
+    constants, shapes, names = {value.name for value in graph.initializer}, set(), set()
+    for node in graph.node:
+        computed = set(node.input) - constants
+        if node.op_type == "Shape" or (computed and computed <= shapes):
+            shapes.update(node.output)
+            names.add(node.name)
+    return names
+
+
 @pytest.mark.parametrize("options", [None, Options(smooth=True, cfg=3.0), Options(residual=False)], ids=["own", "smooth", "codes"])
-def test_picture_follows_the_cpu(cpu: Pipeline, gpu: Pipeline, options: Options | None) -> None:
-    """Free-running: a token next to a tie may flip, and what follows it differs."""
+def test_tokens_and_latents_follow_the_cpu(cpu: Pipeline, gpu: Pipeline, options: Options | None) -> None:
+    """In fp16 a token may flip on a tie, and what follows differs with it: the first scale agrees, and most tokens.
+
+    That a flip is a tie, and that every engine is right with the reference's inputs, is what the gates of `verify` say.
+    """
     conditioning = cpu.encode_text([PROMPT])
     runs = [list(pipe.loop.run(conditioning, options or pipe.defaults, PhiloxNoise([1]), StageTimes())) for pipe in (cpu, gpu)]
     agreement = [float(np.mean(a.tokens == b.tokens)) for a, b in zip(*runs, strict=True)]
-    assert np.mean(agreement) > 0.9, agreement
-    if min(agreement) == 1:
-        assert relative_error(gpu.memory.download(runs[1][-1].f_hat), runs[0][-1].f_hat) <= 5e-2
+    assert agreement[0] == 1, agreement
+    assert np.mean(agreement) > 0.5, agreement
+    for share, a, b in zip(agreement, *runs, strict=True):
+        if share < 1:
+            break
+        assert relative_error(gpu.memory.download(b.f_hat), a.f_hat) <= 5e-2
+
+
+def test_picture_of_a_latent_follows_the_cpu(cpu: Pipeline, gpu: Pipeline) -> None:
+    *_, last = cpu.stream(PROMPT, seed=1)
+    want = cpu.decode(last.f_hat).astype(float)
+    for f_hat in (last.f_hat, gpu.memory.upload(last.f_hat)):
+        assert 10 * np.log10(255**2 / np.mean((gpu.decode(f_hat) - want) ** 2)) > 40  # dB, the gate of `verify`
 
 
 def test_logits_are_sampled_on_the_device_as_on_the_host(cpu: Pipeline, gpu: Pipeline) -> None:
@@ -266,4 +294,4 @@ def test_damaged_graph_is_an_engine_error(tmp_path: Path, backend: OrtCuda) -> N
     path = tmp_path / "engine.onnx"
     path.write_bytes(b"not a graph")
     with pytest.raises(EngineError, match="decoder does not load"):
-        backend.open_engine(path, "decoder")
+        OrtCudaEngine(path, "decoder", backend.memory, graphs=True)
