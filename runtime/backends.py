@@ -14,7 +14,7 @@ from .memory import Memory
 from .ort import OrtCpu
 from .scale_loop import ScaleLoop
 
-AUTO, CPU = "auto", "cpu"
+AUTO, CUDA, CPU = "auto", "cuda", "cpu"
 
 
 class Backend(Protocol):
@@ -40,19 +40,23 @@ class ResidentBackend(Protocol):
         """The loop to run in place of `loop`, which runs the engines one by one."""
 
 
-def _cuda(threads: int) -> Backend:
+def _cuda(threads: int, low_vram: bool) -> Backend:
     from .fused.backend import FusedBackend  # loads nothing of CUDA unless it is asked for
 
-    return FusedBackend()
+    return FusedBackend(low_vram=low_vram)
 
 
-def _ort_cuda(threads: int) -> Backend:
+def _ort_cuda(threads: int, low_vram: bool) -> Backend:
     from .ort_cuda import OrtCuda  # loads nothing of CUDA unless it is asked for
 
     return OrtCuda()
 
 
-_OPENERS: dict[str, Callable[[int], Backend]] = {"cuda": _cuda, "ort-cuda": _ort_cuda, CPU: OrtCpu}
+def _cpu(threads: int, low_vram: bool) -> Backend:
+    return OrtCpu(threads)
+
+
+_OPENERS: dict[str, Callable[[int, bool], Backend]] = {CUDA: _cuda, "ort-cuda": _ort_cuda, CPU: _cpu}
 """Every backend, the fastest first: the order in which `auto` tries them."""
 
 BACKENDS = (AUTO, *_OPENERS)
@@ -65,19 +69,25 @@ def check_backend(backend: str) -> str:
     return backend
 
 
-def candidates(backend: str) -> tuple[str, ...]:
-    """The backends that a name stands for, in the order to try them; without an NVIDIA driver only the CPU, at no loss."""
-    if check_backend(backend) != AUTO:
-        return (backend,)
-    return tuple(_OPENERS) if has_driver() else (CPU,)
+def candidates(backend: str, low_vram: bool = False) -> tuple[str, ...]:
+    """The backends that a name stands for, in the order to try them; without an NVIDIA driver only the CPU, at no loss.
+
+    InputError for a backend that runs on the GPU and cannot spare its memory where low_vram asks for that.
+    """
+    sparing = (CUDA, CPU) if low_vram else tuple(_OPENERS)
+    if check_backend(backend) == AUTO:
+        return sparing if has_driver() else (CPU,)
+    if backend not in sparing:
+        raise InputError(f"backend {backend} was asked to spare GPU memory (low_vram); expected one of {', '.join(sparing)}.")
+    return (backend,)
 
 
-def open_backend(backend: str, threads: int) -> Backend:
+def open_backend(backend: str, threads: int, low_vram: bool = False) -> Backend:
     """The backend of that name, not "auto".
 
     Raises MissingPackageError or GpuError, with the remedy, where it cannot work.
     """
-    return _OPENERS[backend](threads)
+    return _OPENERS[backend](threads, low_vram)
 
 
 def has_driver() -> bool:

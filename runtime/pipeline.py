@@ -108,6 +108,7 @@ class Pipeline:
         require_verified: bool = False,
         check_files: bool = True,
         threads: int = 0,
+        low_vram: bool = False,
     ) -> Pipeline:
         """Open a bundle folder.
 
@@ -117,6 +118,8 @@ class Pipeline:
             require_verified: refuse a bundle without a valid certificate (otherwise HartWarning says so).
             check_files: compare every file's size and SHA-256 with the manifest first.
             threads: CPU threads per operator, 0 for one per core.
+            low_vram: with "cuda", hold only the present phase's weights and buffers on the GPU, at the cost of reading them
+                again for every picture. A preview between two scales needs the decoder besides.
 
         Raises BundleError, EngineError, (no such bundle in this install) InputError or, for a backend that cannot work
         here, MissingPackageError or GpuError, with the remedy.
@@ -129,18 +132,18 @@ class Pipeline:
             if require_verified:
                 raise BundleError(message, hint)
             warnings.warn(f"{message} {hint}", HartWarning, stacklevel=2)
-        return cls.open(bundle, backend=backend, threads=threads)
+        return cls.open(bundle, backend=backend, threads=threads, low_vram=low_vram)
 
     @classmethod
-    def open(cls, bundle: Bundle, *, backend: str = "auto", threads: int = 0) -> Pipeline:
+    def open(cls, bundle: Bundle, *, backend: str = "auto", threads: int = 0, low_vram: bool = False) -> Pipeline:
         """Load the engines of a bundle as it is, checked or not, certified or not."""
-        *faster, last = candidates(backend)
+        *faster, last = candidates(backend, low_vram)
         for name in faster:
             try:
-                return cls._open(bundle, open_backend(name, threads))
+                return cls._open(bundle, open_backend(name, threads, low_vram))
             except (EngineError, GpuError, MissingPackageError) as error:
                 warnings.warn(f"backend {name} was passed over: {error}", HartWarning, stacklevel=2)
-        return cls._open(bundle, open_backend(last, threads))
+        return cls._open(bundle, open_backend(last, threads, low_vram))
 
     @classmethod
     def _open(cls, bundle: Bundle, backend: Backend) -> Pipeline:

@@ -40,8 +40,9 @@ class TeacherForced:
     def add(self, stage: str, metric: str, value: float, where: str = "") -> None:
         self.report.add(stage, MODE, metric, value, self.gates.get(metric), where)
 
-    def add_relative(self, stage: str, tensor: str, value: Any, reference: Any, where: str) -> None:
-        gate = self.gates.get(f"{stage} {tensor}", self.gates["relative error"])
+    def add_relative(self, stage: str, tensor: str, value: Any, reference: Any, where: str, case: str = "") -> None:
+        """case: what the tensor's gate is called where it has one of its own for that."""
+        gate = self.gates.get(f"{stage} {tensor}{case}", self.gates["relative error"])
         error = metrics.relative_error(self.pipe.memory.download(value), reference)
         self.report.add(stage, MODE, f"{tensor} relative error", error, gate, where)
 
@@ -106,7 +107,7 @@ class TeacherForced:
             x, prediction = diffusion.predict(reference[f"diff_x_{k}"], condition, int(timestep), np.append(constants, guidance), noise)
             following = reference[f"diff_x_{k + 1}"] if k + 1 < steps else reference["diffusion_out"][:rows] / RESIDUAL_GAIN
             self.add_relative("residual_step", "prediction", prediction, reference[f"diff_out_{k}"][:rows], f"step {k}")
-            self.add_relative("residual_step", "x", x, following, f"step {k}")
+            self.add_relative("residual_step", "x", x, following, f"step {k}", "" if k else ", first step")
 
     def decoder(self) -> None:
         pixels, decoded = decode(self.pipe, np.ascontiguousarray(self.reference["f_hat_final"]))

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from PIL import Image
 
-from ..backends import AUTO, check_backend
+from ..backends import AUTO, candidates
 from ..errors import InputError
 from ..files import check_writable
 from ..image import save_png
@@ -16,7 +16,7 @@ from ..options import Options, check_seed, override
 from ..pipeline import Pipeline, Step
 from ..timing import StageTimes, peak_memory
 from .output import console, progress_bar, write_json
-from .sampling import Backend, Cfg, DiffusionSteps, Residual, Smooth, TopK, TopP
+from .sampling import Backend, Cfg, DiffusionSteps, LowVram, Residual, Smooth, TopK, TopP
 
 BundleOption = Annotated[Path | None, typer.Option("--bundle", help="Bundle folder [default: the bundled model].")]
 
@@ -37,6 +37,7 @@ def generate(
     residual: Residual = None,
     preview_dir: Annotated[Path | None, typer.Option(help="Write a preview after every scale into this folder.")] = None,
     backend: Backend = AUTO,
+    low_vram: LowVram = False,
     require_verified: Annotated[bool, typer.Option("--require-verified", help="Refuse a bundle without a valid certificate.")] = False,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write what was made and how long it took; - for standard output.")
@@ -45,14 +46,14 @@ def generate(
     """Draw pictures from prompts."""
     if batch < 1:
         raise InputError(f"batch is {batch}; expected 1 or more.")
-    check_backend(backend)
+    candidates(backend, low_vram)
     given = {"cfg": cfg, "top_k": top_k, "top_p": top_p, "smooth": smooth, "diffusion_steps": diffusion_steps, "residual": residual}
     override(Options(), **given)  # refuses bad values before anything is loaded
     jobs = [(prompt, check_seed(seed + k)) for k, prompt in enumerate(p for p in prompts for _ in range(batch))]
     paths = output_paths(output, len(jobs))
     for path in paths:
         check_writable(path)
-    with Pipeline.load(bundle, backend=backend, require_verified=require_verified) as pipe:
+    with Pipeline.load(bundle, backend=backend, require_verified=require_verified, low_vram=low_vram) as pipe:
         options, times = override(pipe.defaults, **given), StageTimes()
         images, taken = _run(pipe, jobs, options, times, preview_dir), pipe.backend
     for image, path in zip(images, paths, strict=True):

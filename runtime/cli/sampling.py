@@ -15,3 +15,4 @@ Smooth = Annotated[bool | None, typer.Option("--smooth/--no-smooth", help="Mix c
 DiffusionSteps = Annotated[int | None, typer.Option(help="Steps of the residual diffusion [default: the model's].")]
 Residual = Annotated[bool | None, typer.Option("--residual/--no-residual", help="Add the residual diffusion [default: the model's].")]
 Backend = Annotated[str, typer.Option(help=f"{AUTO} (the fastest that works here), or one of {', '.join(BACKENDS[1:])}.")]
+LowVram = Annotated[bool, typer.Option("--low-vram", help="Hold only what the present phase needs on the GPU; slower (backend cuda).")]

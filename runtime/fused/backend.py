@@ -19,14 +19,15 @@ class FusedBackend:
 
     Args:
         context: a GPU that is open already; closed with the backend.
+        low_vram: hold only what the present phase of a generation needs, and read the rest from the file again.
 
     Raises MissingPackageError for what is not installed, GpuError for a GPU or a driver that cannot work.
     """
 
     name = "cuda"
 
-    def __init__(self, context: FusedContext | None = None) -> None:
-        self._context = context or FusedContext()
+    def __init__(self, context: FusedContext | None = None, low_vram: bool = False) -> None:
+        self._context, self._low_vram = context or FusedContext(), low_vram
         self.memory = DeviceMemory(self._context.device, self._context.stream)
         self._model: FusedModel | None = None
         self._loop: FusedLoop | None = None
@@ -60,5 +61,5 @@ class FusedBackend:
         if self._model is None or self._model.bundle.root != folder:
             if self._model is not None:
                 raise ValueError(f"this backend holds {self._model.bundle.root}; open another one for {folder}")
-            self._model = FusedModel(self._context, Bundle(folder, check_files=False))
+            self._model = FusedModel(self._context, Bundle(folder, check_files=False), self._low_vram)
         return self._model

@@ -79,15 +79,10 @@ def _load_layer(weights: Weights, name: str) -> LayerWeights:
         qkv_bias=weights[f"{name}.qkv.bias"],
         proj=weights[f"{name}.proj.weight"],
         proj_bias=weights[f"{name}.proj.bias"],
-        gate_up=put_joined(weights, f"fused.{name}.gate_up", f"{name}.gate.weight", f"{name}.up.weight"),
+        gate_up=weights.put_joined(f"fused.{name}.gate_up", f"{name}.gate.weight", f"{name}.up.weight"),
         down=weights[f"{name}.down.weight"],
         gain=weights.copy(gain, f"fused.{gain}", lambda value: value.reshape(-1)) if gain in weights else None,
     )
-
-
-def put_joined(weights: Weights, name: str, *parts: str) -> Buffer:
-    """Stored tensors side by side along their last axis, as one product's weight or bias."""
-    return weights.put(name, np.concatenate([weights.host(part) for part in parts], axis=-1))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import partial
 
 from hart_edge.plugins import cast, group_norm_silu, softmax_rows, to_uint8, upsample
@@ -12,7 +13,7 @@ from .blas import Shape
 from .buffers import prefix, view
 from .context import FusedContext
 from .conv import Convolutions, ConvShape, channels_last
-from .decoder_layers import PREFIX, Attend, Conv, Layer, Norm, Spot, decoder_layers
+from .decoder_layers import PREFIX, Attend, Conv, DecoderLayers, Layer, Norm, Spot, decoder_layers
 from .program import Program
 from .weights import Weights
 from .workspace import Memory
@@ -22,30 +23,54 @@ EPS = 1e-6
 """Of the group normalisations; the same in every checkpoint, as the autoencoder's code has it."""
 
 
+@dataclass(frozen=True)
+class DecoderBuffers:
+    """Slots of the activations, and sums and gains of the group normalisations, as large as the largest needs."""
+
+    layers: DecoderLayers
+    batch: int
+    dtype: str
+    slots: tuple[Buffer, ...]
+    sums: Buffer
+    gains: Buffer
+
+    @classmethod
+    def plan(cls, memory: Memory, weights: Weights, grid: int, batch: int, dtype: str) -> DecoderBuffers:
+        layers = layers_of(weights, grid)
+        sizes = [size for _, size in sorted(layers.slots.items())]
+        norms = [layer.x.shape(batch) for layer in layers.layers if isinstance(layer, Norm)]
+        sums, gains = (
+            max(shapes, key=math.prod) for shapes in zip(*(group_norm_silu.scratch_shapes(x, dtype) for x in norms), strict=True)
+        )
+        return cls(
+            layers=layers,
+            batch=batch,
+            dtype=dtype,
+            slots=tuple(memory.buffer(f"decoder.slot_{i}", (batch * size,), dtype, PHASE) for i, size in enumerate(sizes)),
+            sums=memory.buffer("decoder.norm_sums", sums, "float32", PHASE),
+            gains=memory.buffer("decoder.norm_gains", gains, "float32", PHASE),
+        )
+
+    def at(self, spot: Spot) -> Buffer:
+        """The activations of all images in their slot, [B, H, W, C]."""
+        return prefix(self.slots[spot.slot], *spot.shape(self.batch))
+
+
 class FusedDecoder:
-    """Decodes `batch` latents at once.
+    """Decodes as many latents at once as its buffers are for.
 
     Args:
-        memory: a plan, or the workspace made from it; all buffers belong to the phase "decoder".
+        weights: as `load_decoder` leaves them.
         convolutions: the context's; decoders of other batch sizes may share it.
-        grid: side of the latent, G.
-        dtype: of weights and activations.
 
     Attributes:
-        decoded: [B, H, W, 3] in dtype, not clamped: what `add_to` makes.
+        decoded: [B, H, W, 3] in the networks' type, not clamped: what `add_to` makes.
     """
 
-    def __init__(
-        self, context: FusedContext, weights: Weights, memory: Memory, convolutions: Convolutions, grid: int, batch: int, dtype: str
-    ) -> None:
-        self._context, self._weights, self._memory, self._convolutions = context, weights, memory, convolutions
-        self._batch, self._dtype = batch, dtype
-        shapes = {name: weights.shape(name) for name in sorted(weights.names) if name.startswith(PREFIX)}
-        self._layers = decoder_layers(shapes, grid)
-        sizes = sorted(self._layers.slots.items())
-        self._slots = [memory.buffer(f"decoder.slot_{slot}", (batch * size,), dtype, PHASE) for slot, size in sizes]
-        self._sums, self._gains = self._norm_scratch()
-        self.decoded = self._at(self._layers.end)
+    def __init__(self, context: FusedContext, weights: Weights, buffers: DecoderBuffers, convolutions: Convolutions) -> None:
+        self._context, self._weights, self._buffers, self._convolutions = context, weights, buffers, convolutions
+        self._batch, self._dtype, self._layers, self._at = buffers.batch, buffers.dtype, buffers.layers, buffers.at
+        self.decoded = buffers.at(buffers.layers.end)
 
     def add_to(self, program: Program, f_hat: Buffer) -> None:
         """Append the work from f_hat [B, G·G, Z] float32 to `decoded`."""
@@ -73,7 +98,7 @@ class FusedDecoder:
 
     def _add_conv(self, program: Program, layer: Conv) -> None:
         name, x, y = layer.name, self._at(layer.x), self._at(layer.y)
-        weight = self._weights.copy(f"{name}.weight", f"{name}.weight channels last", channels_last)
+        weight = _kernel(self._weights, layer)
         batch, height, width, inner = x.shape
         shape = ConvShape(batch, height, width, inner, y.shape[3], weight.shape[1], self._dtype, layer.add is not None)
         added = None if layer.add is None else self._at(layer.add)
@@ -83,7 +108,7 @@ class FusedDecoder:
         x, y = self._at(layer.x), self._at(layer.y)
         weight, bias = self._weights[f"{layer.name}.weight"], self._weights[f"{layer.name}.bias"]
         needed = group_norm_silu.scratch_shapes(x.shape, self._dtype)
-        sums, gains = prefix(self._sums, *needed[0]), prefix(self._gains, *needed[1])
+        sums, gains = prefix(self._buffers.sums, *needed[0]), prefix(self._buffers.gains, *needed[1])
         program.kernels(*group_norm_silu.launches(x, weight, bias, sums, gains, y, EPS, layer.silu))
 
     def _add_attend(self, program: Program, layer: Attend) -> None:
@@ -102,13 +127,23 @@ class FusedDecoder:
         program.kernels(softmax_rows.launch(rows, rows))
         program.call([partial(blas.plan(mix).run, scores.address, qkv.address + 2 * part, y.address, stream)])
 
-    def _norm_scratch(self) -> list[Buffer]:
-        """Sums and gains of the group normalisations, as large as the largest needs."""
-        norms = [layer.x.shape(self._batch) for layer in self._layers.layers if isinstance(layer, Norm)]
-        pairs = zip(*(group_norm_silu.scratch_shapes(shape, self._dtype) for shape in norms), strict=True)
-        names = ("decoder.norm_sums", "decoder.norm_gains")
-        return [self._memory.buffer(name, max(shapes, key=math.prod), "float32", PHASE) for name, shapes in zip(names, pairs, strict=True)]
 
-    def _at(self, spot: Spot) -> Buffer:
-        """The activations of all images in their slot, [B, H, W, C]."""
-        return prefix(self._slots[spot.slot], *spot.shape(self._batch))
+def layers_of(weights: Weights, grid: int) -> DecoderLayers:
+    """The decoder's layers for latents of grid · grid cells, read off the stored tensors' shapes."""
+    shapes = {name: weights.shape(name) for name in sorted(weights.names) if name.startswith(PREFIX)}
+    return decoder_layers(shapes, grid)
+
+
+def load_decoder(weights: Weights, grid: int) -> Weights:
+    """Put all that the decoder needs on the device, convolutions channels last; returns the same weights."""
+    for layer in layers_of(weights, grid).layers:
+        if isinstance(layer, Conv):
+            _ = _kernel(weights, layer), weights[f"{layer.name}.bias"]
+        elif isinstance(layer, Norm):
+            _ = weights[f"{layer.name}.weight"], weights[f"{layer.name}.bias"]
+    return weights
+
+
+def _kernel(weights: Weights, layer: Conv) -> Buffer:
+    """[O, k, k, I]."""
+    return weights.copy(f"{layer.name}.weight", f"{layer.name}.weight channels last", channels_last)

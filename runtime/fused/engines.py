@@ -33,7 +33,7 @@ class FusedEngine:
 
     Args:
         compute: puts together the work of one call.
-        release: frees what the engine keeps between calls.
+        release: frees what the engine keeps between calls; with a low-VRAM model, after every call.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class FusedEngine:
         model: FusedModel,
         memory: DeviceMemory,
         compute: Callable[[Call], None],
-        release: Callable[[], None] = lambda: None,
+        release: Callable[[], object] = lambda: None,
     ) -> None:
         self.name, self._model, self._memory, self._compute, self._release = name, model, memory, compute, release
         self.inputs: dict[str, TensorInfo]
@@ -55,6 +55,16 @@ class FusedEngine:
         if not self._open:
             raise EngineError(f"engine {self.name} is closed.", "Load the bundle again.")
         check_call(self, inputs, outputs)
+        if not self._model.low_vram:
+            self._run(inputs, outputs)
+            return
+        self._memory.trim()
+        try:
+            self._run(inputs, outputs)
+        finally:
+            self._release()
+
+    def _run(self, inputs: Tensors, outputs: Tensors) -> None:
         call = Call(self._model, self._memory, inputs, outputs)
         self._compute(call)
         call.finish()
@@ -120,14 +130,14 @@ def _fill(call: Call, name: str, array: Array) -> None:
 
 
 def _context(call: Call) -> None:
-    model, spec = call.model, call.model.spec
+    model, spec, weights = call.model, call.model.spec, call.model.generator.get()
     batch = call.inputs["context"].shape[0]
     tokens = batch * spec.context_tokens
     planned = ContextBuffers.plan(call, spec, batch, model.dtype)
     head = tuple(_asked(call, name, planned.head[i], 2 * batch, spec.width) for i, name in enumerate(("head_scale", "head_shift")))
     buffers = replace(planned, context=call.input("context", tokens, spec.context_dim), head=(head[0], head[1]))
     x = _asked(call, "x", call.buffer("x", (tokens, spec.width), model.dtype), tokens, spec.width)
-    add_context(call.program, model.context, spec, model.conditioning, buffers, x, model.facts.norm_eps)
+    add_context(call.program, model.context, spec, weights.conditioning, buffers, x, model.facts.norm_eps)
 
 
 def _asked(call: Call, name: str, scratch: Buffer, *shape: int) -> Buffer:
@@ -136,7 +146,7 @@ def _asked(call: Call, name: str, scratch: Buffer, *shape: int) -> Buffer:
 
 
 def _transformer(call: Call) -> None:
-    model, spec, program = call.model, call.model.spec, call.program
+    model, spec, program, weights = call.model, call.model.spec, call.program, call.model.generator.get()
     r, length, width = call.inputs["x"].shape
     now = Pass(r, length, int(call.host("position")[0]))
     if int(call.host("length")[0]) != now.start + length:
@@ -150,10 +160,10 @@ def _transformer(call: Call) -> None:
     cos, sin = (call.input(name, r, length, spec.head_dim) for name in ("rope_cos", "rope_sin"))
 
     def rotate(layer: int, qkv: Buffer, q: Buffer, k: Buffer, v: Buffer) -> Launch:
-        return rope_tables.launch(qkv, cos, sin, q, k, v, now.start, model.transformer.layers[layer].gain)
+        return rope_tables.launch(qkv, cos, sin, q, k, v, now.start, weights.transformer.layers[layer].gain)
 
-    scratch = Scratch.plan(call, now.count, width, model.transformer.hidden, model.dtype)
-    layers = Layers(model.context, spec, model.transformer, model.attentions, model.facts, biased=True)
+    scratch = Scratch.plan(call, now.count, width, weights.transformer.hidden, model.dtype)
+    layers = Layers(model.context, spec, weights.transformer, model.attentions, model.facts, biased=True)
     layers.add(program, now, x, scratch, caches, rotate)
     if "logits" in call.outputs:
         head = (call.input("head_scale", r, width), call.input("head_shift", r, width))
@@ -174,7 +184,7 @@ def _transition(call: Call) -> None:
     )
     shape = (2 * batch, call.inputs["pool"].shape[0] ** 2, spec.width)
     x = _asked(call, "x", call.buffer("x", shape, model.dtype), *shape)
-    weights = model.transition
+    weights = model.generator.get().transition
     ratio, level = model.facts.phi_ratio, weights.level(scale + 1)
     program.kernels(*next_scale.launches(h, f_hat, weights.phi[phi], ratio, weights.word, level, x))
     if "f_hat_next" in call.outputs:
@@ -182,23 +192,23 @@ def _transition(call: Call) -> None:
 
 
 def _residual_condition(call: Call) -> None:
-    model, spec = call.model, call.model.spec
+    model, spec, weights = call.model, call.model.spec, call.model.generator.get()
     batch, cells = call.inputs["index"].shape
     planned = DiffusionBuffers.plan(call, spec, batch, 1, model.dtype)
     buffers = replace(planned, condition=call.output("condition"))
-    diffusion = FusedDiffusion(model.context, model.diffusion, buffers, model.facts.norm_eps)
+    diffusion = FusedDiffusion(model.context, weights.diffusion, buffers, model.facts.norm_eps)
     diffusion.add_condition(call.program, call.input("hidden", 2 * batch * cells, spec.width), call.input("index", batch * cells))
 
 
 def _residual_step(call: Call) -> None:
-    model, spec, program = call.model, call.model.spec, call.program
+    model, spec, program, weights = call.model, call.model.spec, call.program, call.model.generator.get()
     count, cells = call.inputs["x"].shape[0], spec.grid**2
     if count % cells:
         raise EngineError(f"engine residual_step: x has {count} rows; expected a multiple of the latent's {cells} cells.")
     batch = count // cells
     buffers = replace(DiffusionBuffers.plan(call, spec, batch, 1, model.dtype), condition=call.input("condition"))
-    model.context.upload(buffers.times, model.diffusion.time.rows(call.host("timestep").tolist()))
-    diffusion = FusedDiffusion(model.context, model.diffusion, buffers, model.facts.norm_eps)
+    model.context.upload(buffers.times, weights.diffusion.time.rows(call.host("timestep").tolist()))
+    diffusion = FusedDiffusion(model.context, weights.diffusion, buffers, model.facts.norm_eps)
     program.copy(call.input("x", *buffers.state.shape), buffers.state)
     diffusion.add_input(program)
     diffusion.add_network(program, view(buffers.times, spec.diffusion_width))

@@ -26,6 +26,8 @@ from .session import Session, Settings
 class FusedLoop(ScaleLoop):
     """Runs one batch at a time; keeps buffers and CUDA graphs for the settings of the last one.
 
+    With a low-VRAM model it keeps nothing: weights and buffers are freed before the last result is given out.
+
     Args:
         loop: the same, engine by engine, for those who run single parts of it (`hart-edge verify` does).
     """
@@ -38,13 +40,19 @@ class FusedLoop(ScaleLoop):
 
     def run(self, conditioning: Conditioning, options: Options, noise: Noise, times: StageTimes) -> Iterator[ScaleResult]:
         """See `ScaleLoop.run`. A second run ends the first: they share their memory."""
-        spec, last = self.spec, self.spec.scales - 1
         self._runs += 1
         this = self._runs
+        try:
+            yield from self._run(this, conditioning, options, noise, times)
+        finally:
+            self._end(this)
+
+    def _run(self, this: int, conditioning: Conditioning, options: Options, noise: Noise, times: StageTimes) -> Iterator[ScaleResult]:
+        last = self.spec.scales - 1
         with times("context"):
             session = self._prepare(conditioning.batch, options, noise)
             session.begin(conditioning, noise)
-        for scale in range(spec.scales):
+        for scale in range(last + 1):
             with times("transformer"):
                 session.transform(scale)
             with times("sampling"):
@@ -54,15 +62,23 @@ class FusedLoop(ScaleLoop):
                     session.finish(noise)
                 else:
                     session.advance(scale)
-            yield self._result(session, scale)
+            result = self._result(session, scale)
+            if scale == last:
+                self._end(this)  # the caller decodes before it comes back
+            yield result
             if this != self._runs:
                 raise EngineError("another generation was begun before this one ended.", "Finish or close one generation first.")
+
+    def _end(self, this: int) -> None:
+        """Free what a low-VRAM run took, unless a later run has it."""
+        if self._model.low_vram and this == self._runs:
+            self.close()
 
     def _prepare(self, batch: int, options: Options, noise: Noise) -> Session:
         steps = options.diffusion_steps or self.spec.diffusion_steps
         settings = Settings(batch, options, steps, recorded=not isinstance(noise, PhiloxNoise))
         if self._session is None or self._session.settings != settings:
-            self.close()
+            self._drop_session()
             self._memory.trim()
             self._session = Session(self._model, settings)
         return self._session
@@ -78,7 +94,11 @@ class FusedLoop(ScaleLoop):
         return ScaleResult(scale, kept, f_hat)
 
     def close(self) -> None:
-        """Free buffers and graphs. Idempotent."""
+        """Free weights, buffers and graphs. Idempotent."""
+        self._drop_session()
+        self._model.generator.close()
+
+    def _drop_session(self) -> None:
         if self._session is not None:
             self._model.context.stream.synchronize()
             self._session.close()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 from hart_edge.plugins import Buffer, next_scale, rope_cache
 
@@ -16,8 +16,10 @@ from .buffers import entry
 from .conditioning import ContextWeights
 from .context import FusedContext
 from .conv import Convolutions
+from .decoder import load_decoder
 from .diffusion_weights import DiffusionWeights
 from .facts import GraphFacts
+from .parts import Part, PartPlan
 from .text import TextWeights
 from .weights import Weights
 
@@ -45,38 +47,89 @@ class TransitionWeights:
         return entry(self.levels, scale)
 
 
-class FusedModel:
-    """Weights on the device and what is planned once for all batches. Closed explicitly; the context must outlive it.
+@dataclass(frozen=True)
+class GeneratorWeights:
+    """Everything between text encoder and decoder.
 
     Attributes:
-        dtype: of the networks' weights and activations.
         frequencies: rotary frequencies of the context tokens and of image tokens.
         unconditional: keys and values of the unconditional context, [depth, H, D] each, on the host.
     """
 
-    def __init__(self, context: FusedContext, bundle: Bundle) -> None:
-        self.context, self.bundle = context, bundle
+    transformer: TransformerWeights
+    conditioning: ContextWeights
+    transition: TransitionWeights
+    diffusion: DiffusionWeights
+    codebook: Buffer
+    frequencies: tuple[Buffer, Buffer]
+    unconditional: tuple[Array, Array]
+
+    @classmethod
+    def load(cls, weights: Weights, spec: ModelSpec) -> GeneratorWeights:
+        text, image = (rope_cache.frequencies(spec.head_dim, image) for image in (False, True))
+        return cls(
+            transformer=TransformerWeights.load(weights, spec.depth),
+            conditioning=ContextWeights.load(weights, spec.width),
+            transition=TransitionWeights.load(weights, spec.latent_channels),
+            diffusion=DiffusionWeights.load(weights),
+            codebook=weights[CODEBOOK],
+            frequencies=(weights.put("fused.frequencies.text", text), weights.put("fused.frequencies.image", image)),
+            unconditional=(weights.host(UNCONDITIONAL_K), weights.host(UNCONDITIONAL_V)),
+        )
+
+
+class ModelPlan:
+    """One bundle before anything is loaded: its sizes, and what its parts take.
+
+    Attributes:
+        text: None for a bundle without a text encoder.
+        dtype: of the networks' weights and activations.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
         self.spec: ModelSpec = bundle.spec
-        self.facts = GraphFacts.of(bundle)
-        with ExitStack() as stack:
-            self.weights = stack.enter_context(Weights(bundle, context.device, context.stream))
-            self._load()
-            self._stack = stack.pop_all()
+        has_text = "text_encoder" in bundle.manifest.engines
+        self.text = PartPlan("text encoder", bundle, TextWeights.load) if has_text else None
+        self.generator = PartPlan("transformer and the diffusion", bundle, partial(GeneratorWeights.load, spec=self.spec))
+        self.decoder = PartPlan("decoder", bundle, partial(load_decoder, grid=self.spec.grid))
+        self.dtype = self.generator.sizes.transformer.head.dtype
+
+
+class FusedModel:
+    """A bundle's weights on the device and what is planned once for all batches. The context must outlive it.
+
+    Args:
+        low_vram: load each part when it is needed, to be freed when its phase ends; otherwise everything now, to stay.
+
+    Attributes:
+        text, generator, decoder: the parts on the device.
+        dtype: of the networks' weights and activations.
+
+    Raises GpuMemoryError when the weights do not fit.
+    """
+
+    def __init__(self, context: FusedContext, bundle: Bundle, low_vram: bool = False) -> None:
+        self.context, self.bundle, self.low_vram = context, bundle, low_vram
+        self.plan, self.facts = ModelPlan(bundle), GraphFacts.of(bundle)
+        self.spec, self.dtype = self.plan.spec, self.plan.dtype
+        self.text = None if self.plan.text is None else Part(self.plan.text, context)
+        self.generator, self.decoder = Part(self.plan.generator, context), Part(self.plan.decoder, context)
         self.attentions, self.convolutions = Attentions(context), Convolutions(context)
+        if not low_vram:
+            self._load()
 
     def _load(self) -> None:
-        weights, spec = self.weights, self.spec
-        self.transformer = TransformerWeights.load(weights, spec.depth)
-        self.conditioning = ContextWeights.load(weights, spec.width)
-        self.transition = TransitionWeights.load(weights, spec.latent_channels)
-        self.text = TextWeights.load(weights) if "text_encoder" in self.bundle.manifest.engines else None
-        self.diffusion = DiffusionWeights.load(weights)
-        self.codebook = weights[CODEBOOK]
-        self.dtype = self.transformer.head.dtype
-        text, image = (rope_cache.frequencies(spec.head_dim, image) for image in (False, True))
-        self.frequencies = (weights.put("fused.frequencies.text", text), weights.put("fused.frequencies.image", image))
-        self.unconditional: tuple[Array, Array] = (weights.host(UNCONDITIONAL_K), weights.host(UNCONDITIONAL_V))
+        try:
+            for part in (self.text, self.generator, self.decoder):
+                if part is not None:
+                    part.get()
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
-        """Idempotent."""
-        self._stack.close()
+        """Free the weights. Idempotent."""
+        for part in (self.text, self.generator, self.decoder):
+            if part is not None:
+                part.close()

@@ -20,7 +20,7 @@ from .blocks import SCRATCH, Caches, Layers, Pass, Rotate, Scratch
 from .buffers import entry, prefix, rows, view
 from .conditioning import ContextBuffers, add_context
 from .diffusion import DiffusionBuffers, FusedDiffusion
-from .model import FusedModel
+from .model import FusedModel, ModelPlan
 from .program import Program
 from .workspace import Memory, Plan, Workspace
 
@@ -44,7 +44,7 @@ class RecordedBuffers:
     diffusion: Buffer
 
     @classmethod
-    def plan(cls, memory: Memory, model: FusedModel, settings: Settings) -> RecordedBuffers:
+    def plan(cls, memory: Memory, model: ModelPlan, settings: Settings) -> RecordedBuffers:
         spec, cells = model.spec, model.spec.grid**2
         shape = (settings.batch, cells, spec.codebook_size)
         return cls(
@@ -74,7 +74,7 @@ class Buffers:
     diffusion: DiffusionBuffers | None
 
     @classmethod
-    def plan(cls, memory: Memory, model: FusedModel, settings: Settings) -> Buffers:
+    def plan(cls, memory: Memory, model: ModelPlan, settings: Settings) -> Buffers:
         spec, dtype, batch = model.spec, model.dtype, settings.batch
         cells, take = spec.grid**2, memory.buffer
         most = max(batch * spec.context_tokens, 2 * batch * cells)
@@ -89,11 +89,18 @@ class Buffers:
             positions=take("positions", (batch, spec.context_tokens), "int64"),
             offsets=take("offsets", (2 * batch,), "int64"),
             noise=RecordedBuffers.plan(memory, model, settings) if settings.recorded else None,
-            scratch=Scratch.plan(memory, most, spec.width, model.transformer.hidden, dtype),
+            scratch=Scratch.plan(memory, most, spec.width, model.generator.sizes.transformer.hidden, dtype),
             caches=Caches.plan(memory, spec, batch, dtype),
             context=ContextBuffers.plan(memory, spec, batch, dtype),
             diffusion=DiffusionBuffers.plan(memory, spec, batch, settings.steps, dtype) if settings.options.residual else None,
         )
+
+
+def plan_session(model: ModelPlan, settings: Settings) -> Plan:
+    """All buffers of a session."""
+    plan = Plan()
+    Buffers.plan(plan, model, settings)
+    return plan
 
 
 class Session:
@@ -101,25 +108,31 @@ class Session:
 
     Attributes:
         buffers: where everything lies; tokens and f_hat are read between the calls.
+
+    Raises GpuMemoryError when weights or buffers do not fit.
     """
 
     def __init__(self, model: FusedModel, settings: Settings) -> None:
         self.model, self.settings = model, settings
-        plan = Plan()
-        self._place(plan)
-        self.workspace = Workspace(model.context.device, model.context.stream, plan)
-        self._place(self.workspace)
-        self.buffers.caches.reset(model.context, model.spec, model.unconditional)
+        self.weights = model.generator.get()
+        self.workspace = Workspace(model.context.device, model.context.stream, plan_session(model.plan, settings), "scale loop")
         self._programs: list[Program] = []
+        try:
+            self._put_together()
+        except BaseException:
+            self.close()
+            raise
+
+    def _put_together(self) -> None:
+        model = self.model
+        self.buffers = Buffers.plan(self.workspace, model.plan, self.settings)
+        self.buffers.caches.reset(model.context, model.spec, self.weights.unconditional)
         self._context = self._new(self._add_context)
         scales = range(model.spec.scales)
         self._transform = [self._new(partial(self._add_scale, scale=i)) for i in scales]
         self._sample = [self._new(partial(self._add_sampling, scale=i)) for i in scales]
         self._advance = [self._new(partial(self._add_transition, scale=i)) for i in scales[:-1]]
         self._finish = self._new(self._add_end)
-
-    def _place(self, memory: Memory) -> None:
-        self.buffers = Buffers.plan(memory, self.model, self.settings)
 
     def _new(self, add: Callable[[Program], None]) -> Program:
         program = Program(self.model.context)
@@ -193,14 +206,14 @@ class Session:
         model, buffers = self.model, self.buffers
         program.zero(buffers.f_hat)
         x = rows(buffers.x, 0, self.settings.batch * model.spec.context_tokens)
-        add_context(program, model.context, model.spec, model.conditioning, buffers.context, x, model.facts.norm_eps)
+        add_context(program, model.context, model.spec, self.weights.conditioning, buffers.context, x, model.facts.norm_eps)
 
     def _add_scale(self, program: Program, scale: int) -> None:
         """All layers and the head."""
         model, buffers, batch = self.model, self.buffers, self.settings.batch
         now = self._pass(scale)
         x = rows(buffers.x, 0, now.count)
-        layers = Layers(model.context, model.spec, model.transformer, model.attentions, model.facts, biased=False)
+        layers = Layers(model.context, model.spec, self.weights.transformer, model.attentions, model.facts, biased=False)
         layers.add(program, now, x, buffers.scratch, buffers.caches, self._rotate(scale))
         scales, shifts = buffers.context.head
         if scale == 0:
@@ -221,11 +234,11 @@ class Session:
     def _rotate(self, scale: int) -> Rotate:
         model, buffers, start = self.model, self.buffers, self._pass(scale).start
         side = 0 if scale == 0 else model.spec.patch_nums[scale]
-        frequency = model.frequencies[1 if side else 0]
+        frequency = self.weights.frequencies[1 if side else 0]
         positions, grid = (buffers.offsets, model.spec.grid) if side else (buffers.positions, 0)
 
         def rotate(layer: int, qkv: Buffer, q: Buffer, k: Buffer, v: Buffer) -> Launch:
-            own = model.transformer.layers[layer]
+            own = self.weights.transformer.layers[layer]
             return rope_cache.launch(qkv, own.q_bias, own.v_bias, frequency, positions, q, k, v, start, side, grid, own.gain)
 
         return rotate
@@ -240,7 +253,7 @@ class Session:
         given = buffers.noise
         noise = None if given is None else (prefix(given.token, *shape), prefix(given.smooth, *shape))
         launch = guided_sample.launch(
-            conditional, unconditional, buffers.seeds, model.codebook, self.tokens(scale), self._codes(scale), how, noise
+            conditional, unconditional, buffers.seeds, self.weights.codebook, self.tokens(scale), self._codes(scale), how, noise
         )
         program.kernels(launch)
 
@@ -250,7 +263,7 @@ class Session:
 
     def _add_transition(self, program: Program, scale: int) -> None:
         model, buffers, batch = self.model, self.buffers, self.settings.batch
-        spec, weights = model.spec, model.transition
+        spec, weights = model.spec, self.weights.transition
         x = prefix(buffers.x, 2 * batch, spec.patch_nums[scale + 1] ** 2, spec.width)
         phi, level = weights.phi[spec.phi_index[scale]], weights.level(scale + 1)
         program.kernels(*next_scale.launches(self._codes(scale), buffers.f_hat, phi, model.facts.phi_ratio, weights.word, level, x))
@@ -266,7 +279,7 @@ class Session:
 
     def _add_diffusion(self, program: Program, memory: DiffusionBuffers, last: int) -> None:
         model, buffers = self.model, self.buffers
-        diffusion = FusedDiffusion(model.context, model.diffusion, memory, model.facts.norm_eps)
+        diffusion = FusedDiffusion(model.context, self.weights.diffusion, memory, model.facts.norm_eps)
         tokens = self.tokens(last)
         diffusion.add_condition(program, rows(buffers.x, 0, self._pass(last).count), view(tokens, tokens.shape[0] * tokens.shape[1]))
         guidance = self.settings.options.cfg * scale_ratio(last, model.spec.scales)

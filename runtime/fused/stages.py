@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 from hart_edge.plugins import Buffer, transpose
 
 from ..engine import Array
 from ..errors import BundleError
 from ..spec import REEXPORT
-from .decoder import FusedDecoder
-from .model import FusedModel
+from .decoder import DecoderBuffers, FusedDecoder
+from .model import FusedModel, ModelPlan
+from .parts import Part
 from .program import Program
 from .text import TextBuffers, TextWeights, add_text, put_system, set_prompt
+from .weights import Weights
 from .workspace import Memory, Plan, Workspace
 
 
@@ -27,29 +30,37 @@ class _Stage(ABC):
 
     def _prepare(self, batch: int) -> Program:
         if self._program is None or batch != self._batch:
-            self.close()
-            plan = Plan()
-            self._place(plan, batch)
-            self._workspace = Workspace(self.context.device, self.context.stream, plan)
-            self._place(self._workspace, batch)
-            self._program = Program(self.context)
-            self._fill(self._program)
-            self._batch = batch
+            self._drop()
+            self._load()
+            self._workspace = Workspace(self.context.device, self.context.stream, self._plan(batch), self._name)
+            program = Program(self.context)
+            self._fill(self._workspace, batch, program)
+            self._program, self._batch = program, batch
         return self._program
 
-    @abstractmethod
-    def _place(self, memory: Memory, batch: int) -> None:
-        """Take all buffers from a memory."""
+    _name: str
 
     @abstractmethod
-    def _fill(self, program: Program) -> None:
+    def _load(self) -> None:
+        """Have the weights on the device."""
+
+    @abstractmethod
+    def _plan(self, batch: int) -> Plan:
+        """All buffers."""
+
+    @abstractmethod
+    def _fill(self, memory: Memory, batch: int, program: Program) -> None:
         """Put the work together."""
 
+    @abstractmethod
     def close(self) -> None:
-        """Idempotent."""
-        if self._program is not None and self._workspace is not None:
+        """Free weights, buffers and graph. Idempotent."""
+
+    def _drop(self) -> None:
+        if self._workspace is not None:
             self.context.stream.synchronize()
-            self._program.close()
+            if self._program is not None:
+                self._program.close()
             self._workspace.close()
         self._program = self._workspace = None
 
@@ -57,49 +68,104 @@ class _Stage(ABC):
 class TextStage(_Stage):
     """ids and mask [B, T] int64 → context [B·T, Ct] on the device."""
 
+    _name = "text encoder"
+
     def __init__(self, model: FusedModel) -> None:
         super().__init__(model)
         if model.text is None:
             raise BundleError(f"bundle {model.bundle.root} has no text encoder.", REEXPORT)
-        self._weights: TextWeights = model.text
+        self._part: Part[TextWeights] = model.text
 
     def run(self, ids: Array, mask: Array) -> Buffer:
         program = self._prepare(ids.shape[0])
-        set_prompt(self.context, self._weights, self._buffers, ids, mask)
+        set_prompt(self.context, self._part.get(), self._buffers, ids, mask)
         program.run()
-        return self._out
+        return self._buffers.out
 
-    def _place(self, memory: Memory, batch: int) -> None:
-        self._buffers = TextBuffers.plan(memory, self._weights, batch)
-        width = self._weights.embedding.shape[1]
-        self._out = memory.buffer("text.out", (batch * self._weights.tokens, width), self._weights.embedding.dtype)
+    def close(self) -> None:
+        self._drop()
+        self._part.close()
 
-    def _fill(self, program: Program) -> None:
-        put_system(self.context, self._weights, self._buffers)
-        add_text(program, self.context, self._weights, self._buffers, self._out, self.model.facts.text_eps)
+    def _load(self) -> None:
+        self._part.get()
+
+    def _plan(self, batch: int) -> Plan:
+        return plan_text(self._part.plan.sizes, batch)
+
+    def _fill(self, memory: Memory, batch: int, program: Program) -> None:
+        weights = self._part.get()
+        self._buffers = TextBuffers.plan(memory, weights, batch)
+        put_system(self.context, weights, self._buffers)
+        add_text(program, self.context, weights, self._buffers, self.model.facts.text_eps)
+
+
+@dataclass(frozen=True)
+class PictureBuffers:
+    """f_hat [B, Z, G·G] float32 in, cells [B, G·G, Z] the same channels last, image [B, H, W, 3] uint8 out."""
+
+    f_hat: Buffer
+    cells: Buffer
+    image: Buffer
+    decoder: DecoderBuffers
+
+    @classmethod
+    def plan(cls, memory: Memory, model: ModelPlan, weights: Weights, batch: int) -> PictureBuffers:
+        spec = model.spec
+        cells, channels, side = spec.grid**2, spec.latent_channels, spec.image_size
+        return cls(
+            f_hat=memory.buffer("f_hat", (batch, channels, cells), "float32"),
+            cells=memory.buffer("f_hat channels last", (batch, cells, channels), "float32"),
+            image=memory.buffer("image", (batch, side, side, 3), "uint8"),
+            decoder=DecoderBuffers.plan(memory, weights, spec.grid, batch, model.dtype),
+        )
 
 
 class DecoderStage(_Stage):
     """f_hat [B, Z, G·G] float32 on the device → `image` [B, H, W, 3] uint8 and `decoded` [B, H, W, 3], not clamped."""
 
+    _name = "decoder"
+
     def run(self, f_hat: Buffer) -> None:
         program = self._prepare(f_hat.shape[0])
-        self.context.copy(f_hat, self._f_hat)
+        self.context.copy(f_hat, self._buffers.f_hat)
         program.run()
+
+    @property
+    def image(self) -> Buffer:
+        return self._buffers.image
 
     @property
     def decoded(self) -> Buffer:
         return self._decoder.decoded
 
-    def _place(self, memory: Memory, batch: int) -> None:
-        model, spec = self.model, self.model.spec
-        cells, channels, side = spec.grid**2, spec.latent_channels, spec.image_size
-        self._f_hat = memory.buffer("f_hat", (batch, channels, cells), "float32")
-        self._cells = memory.buffer("f_hat channels last", (batch, cells, channels), "float32")
-        self.image = memory.buffer("image", (batch, side, side, 3), "uint8")
-        self._decoder = FusedDecoder(self.context, model.weights, memory, model.convolutions, spec.grid, batch, model.dtype)
+    def close(self) -> None:
+        self._drop()
+        self.model.decoder.close()
 
-    def _fill(self, program: Program) -> None:
-        program.kernels(transpose.launch(self._f_hat, self._cells))
-        self._decoder.add_to(program, self._cells)
-        self._decoder.add_pixels(program, self.image)
+    def _load(self) -> None:
+        self.model.decoder.get()
+
+    def _plan(self, batch: int) -> Plan:
+        return plan_decoder(self.model.plan, batch)
+
+    def _fill(self, memory: Memory, batch: int, program: Program) -> None:
+        weights = self.model.decoder.get()
+        self._buffers = buffers = PictureBuffers.plan(memory, self.model.plan, weights, batch)
+        self._decoder = FusedDecoder(self.context, weights, buffers.decoder, self.model.convolutions)
+        program.kernels(transpose.launch(buffers.f_hat, buffers.cells))
+        self._decoder.add_to(program, buffers.cells)
+        self._decoder.add_pixels(program, buffers.image)
+
+
+def plan_text(weights: TextWeights, batch: int) -> Plan:
+    """All buffers of the text encoder."""
+    plan = Plan()
+    TextBuffers.plan(plan, weights, batch)
+    return plan
+
+
+def plan_decoder(model: ModelPlan, batch: int) -> Plan:
+    """All buffers of the decoder."""
+    plan = Plan()
+    PictureBuffers.plan(plan, model, model.decoder.sizes, batch)
+    return plan

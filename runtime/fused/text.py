@@ -10,7 +10,6 @@ import numpy as np
 from hart_edge.plugins import Buffer, attention, rms_norm, rope_tables, swiglu, take_rows
 
 from ..engine import Array
-from .blocks import put_joined
 from .buffers import prefix, rows, view
 from .context import FusedContext
 from .linear import Linear
@@ -86,22 +85,23 @@ class TextWeights:
 def _load_layer(weights: Weights, name: str) -> TextLayer:
     return TextLayer(
         attention_norm=weights[f"{name}.attention_norm.weight"],
-        qkv=put_joined(weights, f"fused.{name}.qkv", *(f"{name}.{part}.weight" for part in "qkv")),
-        qkv_bias=put_joined(weights, f"fused.{name}.qkv.bias", *(f"{name}.{part}.bias" for part in "qkv")),
+        qkv=weights.put_joined(f"fused.{name}.qkv", *(f"{name}.{part}.weight" for part in "qkv")),
+        qkv_bias=weights.put_joined(f"fused.{name}.qkv.bias", *(f"{name}.{part}.bias" for part in "qkv")),
         out=weights[f"{name}.o.weight"],
         mlp_norm=weights[f"{name}.mlp_norm.weight"],
-        gate_up=put_joined(weights, f"fused.{name}.gate_up", f"{name}.gate.weight", f"{name}.up.weight"),
+        gate_up=weights.put_joined(f"fused.{name}.gate_up", f"{name}.gate.weight", f"{name}.up.weight"),
         down=weights[f"{name}.down.weight"],
     )
 
 
 @dataclass(frozen=True)
 class TextBuffers:
-    """ids [B·T], mask [B, T], first [B] int64 in; the rest is scratch but for the caches, which hold the system prompt."""
+    """ids [B·T], mask [B, T], first [B] int64 in; out [B·T, Ct]. The caches hold the system prompt, the rest is scratch."""
 
     ids: Buffer
     mask: Buffer
     first: Buffer
+    out: Buffer
     x: Buffer
     normed: Buffer
     qkv: Buffer
@@ -123,6 +123,7 @@ class TextBuffers:
             ids=memory.buffer("text.ids", (n,), "int64"),
             mask=memory.buffer("text.mask", (batch, weights.tokens), "int64"),
             first=memory.buffer("text.first", (batch,), "int64"),
+            out=memory.buffer("text.out", (n, width), dtype),
             caches=tuple(
                 (memory.buffer(f"text.k.{i}", cache, dtype, lives), memory.buffer(f"text.v.{i}", cache, dtype, lives))
                 for i in range(len(weights.layers))
@@ -150,12 +151,12 @@ def set_prompt(context: FusedContext, weights: TextWeights, buffers: TextBuffers
     context.upload(buffers.first, attention.first_positions(mask, weights.before))
 
 
-def add_text(program: Program, context: FusedContext, weights: TextWeights, buffers: TextBuffers, out: Buffer, eps: float) -> None:
-    """The prompts → out [B·T, Ct], the last hidden state after the final norm."""
+def add_text(program: Program, context: FusedContext, weights: TextWeights, buffers: TextBuffers, eps: float) -> None:
+    """The prompts → `buffers.out`, the last hidden state after the final norm."""
     program.kernels(take_rows.launch(weights.embedding, buffers.ids, buffers.x))
     for layer, caches in zip(weights.layers, buffers.caches, strict=True):
         _add_layer(program, context, weights, buffers, layer, caches, eps)
-    program.kernels(rms_norm.launch(buffers.x, weights.norm, out, eps))
+    program.kernels(rms_norm.launch(buffers.x, weights.norm, buffers.out, eps))
 
 
 def _add_layer(

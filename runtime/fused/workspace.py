@@ -13,10 +13,14 @@ from typing import Protocol
 
 from hart_edge.plugins.kernel import ITEM_BYTES, Buffer
 
-from ..cuda import Device, Stream
-from ..errors import InputError
+from ..cuda import Device, DeviceBuffer, Stream
+from ..errors import GpuMemoryError, InputError
 
 ALIGNMENT = 256
+REMEDY = (
+    "Use --low-vram (`Pipeline.load(..., low_vram=True)`), a smaller batch or the CPU, or close other programs that use the GPU; "
+    "`hart-edge bench --plan` shows what is needed."
+)
 
 
 class Memory(Protocol):
@@ -58,7 +62,7 @@ class Plan:
         known = self.entries.get(name)
         if known is None:
             known = self.entries[name] = Entry(shape, dtype, phase, self._ends.get(phase, 0))
-            self._ends[phase] = _aligned(known.offset + known.bytes)
+            self._ends[phase] = aligned(known.offset + known.bytes)
         check_same(name, known, shape, dtype, phase)
         return Buffer(self.offset(name), shape, dtype)
 
@@ -79,14 +83,14 @@ class Plan:
 
 
 class Workspace:
-    """The memory of a plan on a device, allocated once.
+    """The memory of a plan on a device, allocated once; `what` is named in errors.
 
     Raises GpuMemoryError, with what was asked for and what is free, when it does not fit.
     """
 
-    def __init__(self, device: Device, stream: Stream, plan: Plan) -> None:
+    def __init__(self, device: Device, stream: Stream, plan: Plan, what: str = "workspace") -> None:
         self.plan = plan
-        self._arena = device.buffer(max(plan.bytes, 1))
+        self._arena = allocate(device, max(plan.bytes, 1), what)
         self._arena.fill(0, stream)
 
     def buffer(self, name: str, shape: tuple[int, ...], dtype: str, phase: str = "") -> Buffer:
@@ -101,6 +105,14 @@ class Workspace:
         self._arena.close()
 
 
+def allocate(device: Device, size: int, what: str) -> DeviceBuffer:
+    """Device memory for one purpose; GpuMemoryError names it, the bytes asked for, what is free, and the remedies."""
+    try:
+        return device.buffer(size)
+    except GpuMemoryError as error:
+        raise GpuMemoryError(f"there is too little GPU memory for the {what}: {error.message}", REMEDY) from error
+
+
 def check_same(name: str, entry: Entry, shape: tuple[int, ...], dtype: str, phase: str) -> None:
     """InputError unless a buffer is asked for as it was planned."""
     if (entry.shape, entry.dtype, entry.phase) != (shape, dtype, phase):
@@ -110,5 +122,6 @@ def check_same(name: str, entry: Entry, shape: tuple[int, ...], dtype: str, phas
         )
 
 
-def _aligned(size: int) -> int:
+def aligned(size: int) -> int:
+    """The next multiple of `ALIGNMENT`."""
     return -(-size // ALIGNMENT) * ALIGNMENT

@@ -1,6 +1,6 @@
 """Measures the fused engine at the released model's sizes with random weights.
 
-    python tests/fused/bench_random.py [--side 512|1024] [--batch N] [--runs N] [--text-layers N] [--json FILE]
+    python tests/fused/bench_random.py [--side 512|1024] [--batch N] [--runs N] [--text-layers N] [--low-vram] [--json FILE]
 
 Prints the memory plan, the time to load, what a first and a second picture cost, and the median of every stage after that.
 """
@@ -19,6 +19,7 @@ from random_bundle import HART_512, HART_1024, RELEASED, make_bundle
 
 from hart_edge.runtime.fused.backend import FusedBackend
 from hart_edge.runtime.fused.loop import FusedLoop
+from hart_edge.runtime.fused.memory_plan import MemoryPlan, plan_memory
 from hart_edge.runtime.pipeline import Pipeline
 from hart_edge.runtime.timing import StageTimes
 
@@ -39,29 +40,31 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--text-layers", type=int, default=RELEASED.text_layers)
+    parser.add_argument("--low-vram", action="store_true")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     spec = {512: HART_512, 1024: HART_1024}[asked.side]
     with tempfile.TemporaryDirectory() as folder:
         bundle = make_bundle(Path(folder) / "bundle", spec, replace(RELEASED, text_layers=asked.text_layers))
         start = time.perf_counter()
-        backend = FusedBackend()
+        plan = plan_memory(bundle, asked.batch, asked.low_vram)
+        backend = FusedBackend(low_vram=asked.low_vram)
         with Pipeline._open(bundle, backend) as pipe:
             loaded = time.perf_counter() - start
             results = measure(pipe, asked.batch, asked.runs)
-            report(pipe, loaded, results, asked.json)
+            report(pipe, plan, loaded, results, asked.json)
 
 
-def report(pipe: Pipeline, loaded: float, results: list[dict[str, float]], target: Path | None) -> None:
+def report(pipe: Pipeline, plan: MemoryPlan, loaded: float, results: list[dict[str, float]], target: Path | None) -> None:
     assert isinstance(pipe.loop, FusedLoop)
-    assert pipe.loop._session is not None
-    phases = {phase or "lasting": size / 2**20 for phase, size in pipe.loop._session.workspace.plan.phases.items()}
     medians = {stage: 1000 * statistics.median(run[stage] for run in results[2:]) for stage in results[0]}
     totals = [1000 * sum(run.values()) for run in results]
-    free, total = pipe.loop._model.context.device.memory()
+    device = pipe.loop._model.context.device
+    free, total = device.memory()
     summary = {
-        "memory plan MiB": phases,
-        "weights MiB": pipe.loop._model.weights.bytes / 2**20,
+        "planned": plan.to_json(),
+        "planned peak MiB": plan.peak / 2**20,
+        "own peak MiB": device.use.peak / 2**20,
         "GPU memory in use MiB": (total - free) / 2**20,
         "load s": loaded,
         "first ms": totals[0],

@@ -17,7 +17,7 @@ from hart_edge.plugins import Buffer
 from hart_edge.plugins.quantize import Array
 from hart_edge.runtime.fused.context import FusedContext
 from hart_edge.runtime.fused.program import Program
-from hart_edge.runtime.fused.weights import Weights
+from hart_edge.runtime.fused.weights import DeviceWeights, Weights
 from hart_edge.runtime.fused.workspace import Memory, Plan, Workspace
 
 T = TypeVar("T")
@@ -42,7 +42,7 @@ def weights_of(context: FusedContext, folder: Path, dtype: str, **modules: nn.Mo
     }
     save_file(tensors, folder / "weights.safetensors")
     bundle: Any = SimpleNamespace(file=lambda name: folder / name)
-    with Weights(bundle, context.device, context.stream) as weights:
+    with DeviceWeights(bundle, context.device, context.stream) as weights:
         yield weights
 
 

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 
 from hart_edge.plugins import Launch, diffusion_update, gate_residual, layer_norm_modulate, noise, rms_norm
 from hart_edge.plugins.quantize import Array
-from hart_edge.runtime.errors import EngineError
+from hart_edge.runtime.cuda_resources import MemoryUse
+from hart_edge.runtime.errors import EngineError, GpuMemoryError
 from hart_edge.runtime.fused.blas import Shape
 from hart_edge.runtime.fused.context import FusedContext
 
@@ -27,17 +28,32 @@ TYPES = {"float": np.float32, "__half": np.float16}
 
 
 class Memory:
-    """One piece of memory; what is taken is full of ones at first: not a number in the floating types."""
+    """One piece of memory; what is taken or freed is full of ones: not a number in the floating types.
+
+    Args:
+        size: bytes that addresses reach; what was freed is not given away again.
+
+    Attributes:
+        limit: bytes that may be in use at a time: the size of the emulated card.
+    """
 
     def __init__(self, size: int) -> None:
         self.bytes = np.zeros(size, np.uint8)  # no memory of the host before it is taken
+        self.limit, self.use = size, MemoryUse()
         self._end = START
 
     def take(self, size: int) -> int:
+        if self.use.bytes + size > self.limit:
+            raise GpuMemoryError(f"allocating {size} bytes failed: {self.limit - self.use.bytes} of {self.limit} are free.")
         start, self._end = self._end, -(-(self._end + size) // 256) * 256
         assert self._end <= self.bytes.size, "the emulated GPU is too small"
         self.bytes[start : start + size] = 0xFF
+        self.use.take(size)
         return start
+
+    def free(self, start: int, size: int) -> None:
+        self.bytes[start : start + size] = 0xFF
+        self.use.give(size)
 
     def at(self, address: int, shape: tuple[int, ...], dtype: Any) -> Array:
         """A view of the memory."""
@@ -57,7 +73,7 @@ class Block:
     """Stands for a `DeviceBuffer`."""
 
     def __init__(self, memory: Memory, size: int) -> None:
-        self._memory, self.address, self.size = memory, memory.take(size), size
+        self._memory, self.address, self.size, self._open = memory, memory.take(size), size, True
 
     def upload(self, array: Array, stream: Any, offset: int = 0) -> None:
         self._memory.at(self.address + offset, array.shape, array.dtype)[...] = array
@@ -65,7 +81,10 @@ class Block:
     def fill(self, value: int, stream: Any) -> None:
         self._memory.at(self.address, (self.size,), np.uint8)[...] = value
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        if self._open:
+            self._memory.free(self.address, self.size)
+        self._open = False
 
 
 class Driver:
@@ -88,7 +107,7 @@ class Device:
     """Stands for a `Device`."""
 
     def __init__(self, memory: Memory) -> None:
-        self._memory, self.driver = memory, Driver(memory)
+        self._memory, self.driver, self.use = memory, Driver(memory), memory.use
 
     def buffer(self, size: int) -> Block:
         return Block(self._memory, size)

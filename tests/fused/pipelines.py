@@ -16,9 +16,9 @@ KINDS = ("emulated", "gpu")
 
 
 @contextmanager
-def opened(bundle: Bundle, context: FusedContext) -> Iterator[Pipeline]:
+def opened(bundle: Bundle, context: FusedContext, low_vram: bool = False) -> Iterator[Pipeline]:
     """The bundle on a context that stays open."""
-    backend = FusedBackend(context)
+    backend = FusedBackend(context, low_vram)
     backend.close = backend.release  # type: ignore[method-assign]
     with Pipeline._open(bundle, backend) as pipe:
         yield pipe

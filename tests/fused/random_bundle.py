@@ -53,16 +53,44 @@ HART_1024 = ModelSpec(
 )
 HART_512 = replace(HART_1024, patch_nums=(1, 2, 3, 4, 6, 9, 13, 18, 24, 32), phi_index=(0, 0, 1, 1, 1, 2, 2, 3, 3))
 RELEASED = Sizes(4096, 6, 160, (1, 1, 2, 2, 4), text_layers=28, text_heads=12, text_hidden=8960, text_head_dim=128, vocabulary=151936)
+BUNDLED = Sizes(768, 3, 32, (1, 1, 2, 2, 3), text_layers=3, text_heads=3, text_hidden=512, text_head_dim=64, text_kv_heads=1)
+
+
+def small_bundle(folder: Path) -> Bundle:
+    """Two layers as wide as the bundled model's, and four scales: what the emulated GPU draws in a second."""
+    spec = replace(Bundle(bundled_folder(), check_files=False).spec, patch_nums=(1, 2, 3, 4), phi_index=(0, 2, 3), depth=2)
+    return make_bundle(folder, spec, BUNDLED)
 
 
 def make_bundle(folder: Path, spec: ModelSpec, sizes: Sizes, seed: int = 0) -> Bundle:
     """Write and open it."""
-    source = bundled_folder()
     folder.mkdir(parents=True)
+    save_file(dict(_tensors(spec, sizes, seed)), folder / WEIGHTS)
+    return _with_weights(folder, spec)
+
+
+def make_hollow_bundle(folder: Path, spec: ModelSpec, sizes: Sizes) -> Bundle:
+    """One whose weights are a hole in the file: all zeros, and next to nothing on the disk."""
+    header, end = {}, 0
+    for name, shape in _shapes(spec, sizes):
+        kind = _dtype(name)
+        size = math.prod(shape) * kind.itemsize
+        header[name] = {"dtype": f"F{8 * kind.itemsize}", "shape": shape, "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    folder.mkdir(parents=True)
+    with (folder / WEIGHTS).open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+    return _with_weights(folder, spec)
+
+
+def _with_weights(folder: Path, spec: ModelSpec) -> Bundle:
+    """The rest of a bundle beside its weights."""
+    source = bundled_folder()
     for path in source.iterdir():
         if path.suffix in (".onnx", ".json"):
             shutil.copy(path, folder / path.name)
-    save_file(dict(_tensors(spec, sizes, seed)), folder / WEIGHTS)
     manifest = json.loads((source / MANIFEST).read_text()) | {"model": spec.to_json(), "defaults": {}}
     (folder / MANIFEST).write_text(json.dumps(manifest))
     return Bundle(folder, check_files=False)
@@ -71,14 +99,22 @@ def make_bundle(folder: Path, spec: ModelSpec, sizes: Sizes, seed: int = 0) -> B
 def _tensors(spec: ModelSpec, sizes: Sizes, seed: int) -> Iterator[tuple[str, np.ndarray]]:
     """Numbers out of one long row of normal ones: drawing billions would take minutes."""
     row = np.random.default_rng(seed).standard_normal(1 << 20).astype(np.float32)
-    shapes = [*_transformer(spec, sizes), *_diffusion(spec, sizes), *_decoder(spec, sizes), *_text(spec, sizes)]
-    for i, (name, shape) in enumerate(shapes):
+    for i, (name, shape) in enumerate(_shapes(spec, sizes)):
         fan = math.prod(shape) // (shape[0] if len(shape) == 4 else shape[-1]) if len(shape) > 1 else 1
-        single = name.startswith(("transition.", "constants.codebook"))
         values = np.resize(np.roll(row, 997 * i), shape) / math.sqrt(max(1, fan))
         if len(shape) == 1 and "norm" in name and name.endswith("weight"):
             values = 1 + 0.05 * values
-        yield name, values.astype(np.float32 if single else np.float16)
+        if name.startswith("residual_step.final."):
+            values = 0.1 * values  # an exponent of the step's variance: large ones are infinite
+        yield name, values.astype(_dtype(name))
+
+
+def _shapes(spec: ModelSpec, sizes: Sizes) -> Shapes:
+    yield from (*_transformer(spec, sizes), *_diffusion(spec, sizes), *_decoder(spec, sizes), *_text(spec, sizes))
+
+
+def _dtype(name: str) -> np.dtype:
+    return np.dtype(np.float32 if name.startswith(("transition.", "constants.codebook")) else np.float16)
 
 
 def _linear(name: str, inner: int, outer: int, bias: bool = True) -> Shapes:

@@ -16,9 +16,9 @@ from hart_edge.plugins.quantize import Array
 from hart_edge.runtime.bundle import Bundle, bundled_folder
 from hart_edge.runtime.fused.context import FusedContext
 from hart_edge.runtime.fused.conv import Convolutions
-from hart_edge.runtime.fused.decoder import FusedDecoder
+from hart_edge.runtime.fused.decoder import DecoderBuffers, FusedDecoder
 from hart_edge.runtime.fused.program import Program
-from hart_edge.runtime.fused.weights import Weights
+from hart_edge.runtime.fused.weights import DeviceWeights, Weights
 from hart_edge.runtime.fused.workspace import Memory
 from hart_edge.runtime.ort import OrtEngine
 
@@ -29,7 +29,7 @@ def decoded(context: FusedContext, weights: Weights, f_hat: Array, side: int, dt
     convolutions = Convolutions(context)
 
     def ask(memory: Memory) -> tuple[FusedDecoder, Buffer, Buffer]:
-        made = FusedDecoder(context, weights, memory, convolutions, grid, batch, dtype)
+        made = FusedDecoder(context, weights, DecoderBuffers.plan(memory, weights, grid, batch, dtype), convolutions)
         latent = memory.buffer("f_hat", (batch, grid * grid, channels), "float32")
         return made, latent, memory.buffer("image", (batch, side, side, 3), "uint8")
 
@@ -71,7 +71,7 @@ def test_bundled_decoder(context: FusedContext, batch: int, times: int) -> None:
     image, expected = np.empty((batch, side, side, 3), np.uint8), np.empty((batch, 3, side, side), np.float32)
     with OrtEngine(bundle.engine("decoder"), "decoder") as engine:
         engine.run({"f_hat": f_hat}, {"image": image, "decoded": expected})
-    with Weights(bundle, context.device, context.stream) as weights:
+    with DeviceWeights(bundle, context.device, context.stream) as weights:
         pixels, picture = decoded(context, weights, f_hat, side, "float16", times)
         stored = {name for name in weights.names if name.startswith("decoder.") and not name.endswith((".one", ".zero"))}
         assert stored == weights.used

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pipelines import KINDS, emulated_for, opened
+from random_bundle import small_bundle
 
 from hart_edge.runtime.bundle import Bundle, bundled_folder
 from hart_edge.runtime.errors import EngineError
@@ -33,6 +34,18 @@ def cpu() -> Iterator[Pipeline]:
 def fused(request: pytest.FixtureRequest) -> Iterator[Pipeline]:
     bundle = Bundle(bundled_folder(), check_files=False)
     context = emulated_for(bundle) if request.param == KINDS[0] else request.getfixturevalue("gpu_context")
+    with opened(bundle, context) as pipe:
+        yield pipe
+
+
+@pytest.fixture(scope="module", params=[KINDS[0], pytest.param(KINDS[1], marks=pytest.mark.gpu)])
+def drawing(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
+    """For what any model shows: few scales where the GPU is emulated, the bundled model on a real one."""
+    if request.param == KINDS[0]:
+        bundle = small_bundle(tmp_path_factory.mktemp("random") / "bundle")
+        context = emulated_for(bundle)
+    else:
+        bundle, context = Bundle(bundled_folder(), check_files=False), request.getfixturevalue("gpu_context")
     with opened(bundle, context) as pipe:
         yield pipe
 
@@ -76,32 +89,33 @@ def test_tokens_and_latent_follow_the_cpu(cpu: Pipeline, fused: Pipeline) -> Non
 
 
 def test_picture_of_a_latent_follows_the_cpu(cpu: Pipeline, fused: Pipeline) -> None:
-    f_hat = results_of(cpu, PROMPTS, cpu.defaults, PhiloxNoise([1, 2]))[-1].f_hat
+    f_hat = results_of(cpu, PROMPTS[:1], cpu.defaults, PhiloxNoise([1]))[-1].f_hat
     assert psnr(fused.decode(f_hat), cpu.decode(f_hat)) > 40
     assert psnr(fused.decode(fused.memory.upload(f_hat)), cpu.decode(f_hat)) > 40
 
 
 @pytest.mark.parametrize("options", [Options(cfg=1.5, smooth=False, diffusion_steps=3), SMOOTH])
-def test_recorded_noise_is_taken_in_place_of_the_seeds(fused: Pipeline, options: Options) -> None:
+def test_recorded_noise_is_taken_in_place_of_the_seeds(drawing: Pipeline, options: Options) -> None:
     noise = PhiloxNoise([5, 6])
-    drawn = results_of(fused, PROMPTS, options, noise)
-    read = results_of(fused, PROMPTS, options, recorded(noise, fused.spec, options.diffusion_steps or fused.spec.diffusion_steps))
+    drawn = results_of(drawing, PROMPTS, options, noise)
+    read = results_of(drawing, PROMPTS, options, recorded(noise, drawing.spec, options.diffusion_steps or drawing.spec.diffusion_steps))
+    assert np.isfinite(drawn[-1].f_hat).all()
     for a, b in zip(drawn, read, strict=True):
         np.testing.assert_array_equal(a.tokens, b.tokens)
         np.testing.assert_allclose(b.f_hat, a.f_hat, atol=1e-4)
 
 
-def test_a_picture_again_is_the_same_picture(fused: Pipeline) -> None:
+def test_a_picture_again_is_the_same_picture(drawing: Pipeline) -> None:
     """The first run puts work on the stream piece by piece, the second captures it, the third launches graphs."""
-    first = pictures(fused)
-    assert first.shape == (1, fused.spec.image_size, fused.spec.image_size, 3)
+    first = pictures(drawing)
+    assert first.shape == (1, drawing.spec.image_size, drawing.spec.image_size, 3)
     for _ in range(2):
-        np.testing.assert_array_equal(pictures(fused), first)
+        np.testing.assert_array_equal(pictures(drawing), first)
 
 
-def test_another_seed_is_another_picture(fused: Pipeline) -> None:
+def test_another_seed_is_another_picture(drawing: Pipeline) -> None:
     """Seeds and positions are read from device memory: graphs do not hold them."""
-    again = [np.asarray(fused.generate(PROMPTS[0], seed=seed)) for seed in (1, 2, 3, 1)]
+    again = [np.asarray(drawing.generate(PROMPTS[0], seed=seed)) for seed in (1, 2, 3, 1)]
     assert not np.array_equal(again[0], again[1])
     assert not np.array_equal(again[1], again[2])
     np.testing.assert_array_equal(again[0], again[3])
@@ -114,39 +128,28 @@ def test_without_residual_diffusion(cpu: Pipeline, fused: Pipeline) -> None:
     assert np.mean(want[1].tokens == got[1].tokens) == 1.0
 
 
-def test_results_stay_valid_while_the_loop_goes_on(fused: Pipeline) -> None:
-    steps = list(fused.stream(PROMPTS[0], seed=4))
+def test_results_stay_valid_while_the_loop_goes_on(drawing: Pipeline) -> None:
+    steps = list(drawing.stream(PROMPTS[0], seed=4))
     early = [step.tokens.copy() for step in steps], [step.f_hat.copy() for step in steps]
-    list(fused.stream(PROMPTS[0], seed=5))
+    list(drawing.stream(PROMPTS[0], seed=5))
     for step, tokens, f_hat in zip(steps, *early, strict=True):
         np.testing.assert_array_equal(step.tokens, tokens)
         np.testing.assert_array_equal(step.f_hat, f_hat)
-    assert steps[4].preview().size == (fused.spec.image_size,) * 2
+    assert steps[2].preview().size == (drawing.spec.image_size,) * 2
 
 
-def test_a_second_run_ends_the_first(fused: Pipeline) -> None:
-    first = fused.stream(PROMPTS[0], seed=1)
+def test_a_second_run_ends_the_first(drawing: Pipeline) -> None:
+    first = drawing.stream(PROMPTS[0], seed=1)
     next(first)
-    list(fused.stream(PROMPTS[0], seed=2))
+    list(drawing.stream(PROMPTS[0], seed=2))
     with pytest.raises(EngineError, match="another generation"):
         next(first)
 
 
-def test_stages_are_timed(fused: Pipeline) -> None:
+def test_stages_are_timed(drawing: Pipeline) -> None:
     times = StageTimes()
-    fused.generate(PROMPTS[0], seed=1, times=times)
+    drawing.generate(PROMPTS[0], seed=1, times=times)
     assert set(times.seconds) == {"text_encoder", "context", "transformer", "sampling", "transition", "residual", "decoder"}
-
-
-@pytest.mark.gpu
-def test_twenty_pictures_leave_memory_flat(request: pytest.FixtureRequest) -> None:
-    context = request.getfixturevalue("gpu_context")
-    with opened(Bundle(bundled_folder(), check_files=False), context) as pipe:
-        free = []
-        for seed in range(20):
-            pipe.generate(PROMPTS[0], seed=seed)
-            free.append(context.device.memory()[0])
-    assert len(set(free[3:])) == 1, free
 
 
 @pytest.mark.gpu

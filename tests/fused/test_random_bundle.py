@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from pipelines import emulated_for, opened
-from random_bundle import HART_1024, RELEASED, Sizes, _decoder, _diffusion, _text, _transformer, make_bundle
+from random_bundle import BUNDLED, HART_1024, RELEASED, Sizes, _decoder, _diffusion, _text, _transformer, small_bundle
 
 from hart_edge.runtime.bundle import WEIGHTS, Bundle, bundled_folder
-from hart_edge.runtime.fused.weights import Weights
 from hart_edge.runtime.spec import ModelSpec
-
-SMALL = Sizes(768, 3, 32, (1, 1, 2, 2, 3), text_layers=3, text_heads=3, text_hidden=512, text_head_dim=64, text_kv_heads=1)
 
 
 def shapes(spec: ModelSpec, sizes: Sizes) -> dict[str, tuple[int, ...]]:
@@ -26,7 +22,7 @@ def test_names_and_shapes_are_those_of_the_bundled_model() -> None:
     bundle = Bundle(bundled_folder(), check_files=False)
     with safe_open(bundle.file(WEIGHTS), framework="numpy") as file:
         want = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys() if not name.endswith((".one", ".zero"))}  # noqa: SIM118
-    assert shapes(bundle.spec, SMALL) == want
+    assert shapes(bundle.spec, BUNDLED) == want
 
 
 def test_released_sizes_have_the_released_number_of_weights() -> None:
@@ -37,8 +33,6 @@ def test_released_sizes_have_the_released_number_of_weights() -> None:
 
 
 def test_the_engine_runs_it(tmp_path: Path) -> None:
-    spec = replace(Bundle(bundled_folder(), check_files=False).spec, patch_nums=(1, 2, 3), phi_index=(0, 3))
-    bundle = make_bundle(tmp_path / "bundle", spec, SMALL)
+    bundle = small_bundle(tmp_path / "bundle")
     with opened(bundle, emulated_for(bundle)) as pipe:
-        assert pipe.generate("a red circle", seed=1).size == (48, 48)
-        assert isinstance(pipe.loop._model.weights, Weights)  # type: ignore[attr-defined]
+        assert pipe.generate("a red circle", seed=1).size == (64, 64)
