@@ -1,0 +1,104 @@
+"""Bundle to TensorRT engines: a folder of engine files beside a sidecar that says what they are. It appears complete or not at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from hart_edge.runtime.bundle import Bundle
+from hart_edge.runtime.errors import InputError
+from hart_edge.runtime.files import sha256_of, writable_folder
+
+from . import process
+from .backends import BACKENDS, check_targets
+from .builder import EngineJob
+from .process import BuildJob
+from .shapes import dimension_ranges
+
+SIDECAR = "engines.json"
+SCHEMA = 1
+Progress = Callable[[str, int, int], None]  # what is being done, engines done, engines in all
+
+
+def no_progress(what: str, done: int, total: int) -> None:
+    """Report nothing."""
+
+
+def build_bundle(
+    bundle: Bundle,
+    target: Path,
+    backend: str = "tensorrt-rtx",
+    targets: str | None = None,
+    precision: str = "fp16",
+    batch: int = 4,
+    overwrite: bool = False,
+    progress: Progress = no_progress,
+) -> dict[str, Any]:
+    """Build every engine of a bundle.
+
+    Args:
+        bundle: a checked bundle in this precision.
+        target: folder to make; it holds NAME.engine for every engine and `engines.json`.
+        backend: a name of `BACKENDS`.
+        targets: architectures separated by commas, such as "sm86,sm89"; None for all that the backend builds for.
+        precision: only "fp16".
+        batch: the largest number of pictures at a time.
+        overwrite: replace a folder of engines.
+        progress: told what is being done.
+
+    Returns the content of `engines.json`. Two builds of the same bundle with the same tools agree in it but for the engines'
+    hashes: TensorRT-RTX 1.7 numbers what varies in an order that changes from build to build. The sizes stay.
+    """
+    chosen = check_targets(backend, targets)
+    _check(bundle, precision, batch)
+    BACKENDS[backend].require()
+    if overwrite and target.exists() and not (target / SIDECAR).is_file():
+        raise InputError(f"{target} holds no engines and is not overwritten.", "Choose another folder or remove it yourself.")
+    with writable_folder(target, overwrite) as folder:
+        names = tuple(bundle.manifest.engines)
+        jobs = tuple(EngineJob(name, bundle.engine(name).absolute(), folder / f"{name}.engine") for name in names)
+        job = BuildJob(backend, chosen, dimension_ranges(bundle.spec, batch), jobs)
+        facts = dict(zip(names, _run(job, progress), strict=True))
+        sidecar = {
+            "schema": SCHEMA,
+            "backend": backend,
+            "targets": list(chosen),
+            "precision": precision,
+            "batch": batch,
+            "source": {name: entry.sha256 for name, entry in sorted(bundle.manifest.files.items())},
+            "tools": {name: version(name) for name in (BACKENDS[backend].module, "onnx", "hart-edge")},
+            "engines": {name: _file_facts(folder / f"{name}.engine") | facts[name] for name in names},
+        }
+        text = json.dumps(sidecar, indent=1) + "\n"
+        (folder / SIDECAR).write_text(text, encoding="utf-8")
+    return dict(json.loads(text))
+
+
+def _check(bundle: Bundle, precision: str, batch: int) -> None:
+    if precision != "fp16":
+        raise InputError(f"precision {precision!r} cannot be built; expected fp16.")
+    if bundle.manifest.precision != precision:
+        raise InputError(
+            f"bundle {bundle.root} is {bundle.manifest.precision}; expected {precision}.",
+            "Export it again with `hart-edge export … --precision fp16`.",
+        )
+    if batch < 1:
+        raise InputError(f"batch is {batch}; expected 1 or more.")
+
+
+def _run(job: BuildJob, progress: Progress) -> list[dict[str, Any]]:
+    facts: list[dict[str, Any]] = []
+    progress("starting", 0, len(job.engines))
+    for kind, content in process.run(job):
+        if kind == "built":
+            facts.append(content)
+        else:
+            progress(content, len(facts), len(job.engines))
+    return facts
+
+
+def _file_facts(path: Path) -> dict[str, Any]:
+    return {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}

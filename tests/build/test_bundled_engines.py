@@ -1,0 +1,125 @@
+"""Every engine of the bundled model, built for every target with the real package: what the sidecar says, and the files."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from hart_edge.export.build import SIDECAR, build_bundle
+from hart_edge.runtime import Bundle
+from hart_edge.runtime.bundle import bundled_folder
+from hart_edge.runtime.cli.app import run
+from hart_edge.runtime.errors import BundleError, InputError
+from hart_edge.runtime.files import sha256_of
+
+DEPTH, TEXT_LAYERS = 6, 3
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("engines") / "rtx"
+    assert run(["build", "-o", str(folder), "--batch", "2"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sidecar(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / SIDECAR).read_text()))
+
+
+def test_it_says_what_was_built_and_from_what(sidecar: dict[str, Any]) -> None:
+    bundle = Bundle(bundled_folder())
+    assert sidecar["backend"] == "tensorrt-rtx" and sidecar["precision"] == "fp16" and sidecar["batch"] == 2
+    assert sidecar["targets"] == ["sm75", "sm80", "sm86", "sm89", "sm120"]
+    assert sidecar["source"] == {name: entry.sha256 for name, entry in bundle.manifest.files.items()}
+    assert sorted(sidecar["tools"]) == ["hart-edge", "onnx", "tensorrt_rtx"]
+    assert sorted(sidecar["engines"]) == sorted(bundle.manifest.engines)
+
+
+def test_files_are_as_it_says(folder: Path, sidecar: dict[str, Any]) -> None:
+    files = {facts["file"]: facts for facts in sidecar["engines"].values()}
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*files, SIDECAR])
+    for name, facts in files.items():
+        header = (folder / name).read_bytes()[:40]
+        assert sha256_of(folder / name) == facts["sha256"]
+        assert header[:4] == b"vtrt"
+        assert struct.unpack_from("<Q", header, 16)[0] == facts["bytes"] == (folder / name).stat().st_size
+        assert struct.unpack_from("<I", header, 32)[0] == 1 | 2 | 4 | 8 | 16  # sm75, 80, 86, 89, 120
+
+
+def test_caches_in_place_and_fused_attention(sidecar: dict[str, Any]) -> None:
+    for name, facts in sidecar["engines"].items():
+        attention = {"transformer": DEPTH, "text_encoder": TEXT_LAYERS}.get(name, 0)
+        updates = 2 * DEPTH if name == "transformer" else 0
+        assert facts["attention"] == facts["layers"].get("attention_input", 0) == attention
+        assert facts["attention_lengths"] == (DEPTH if name == "transformer" else 0)
+        assert facts["kv_cache_updates"] == facts["layers"].get("kv_cache_update", 0) == updates
+        assert not any(kind.startswith("plugin") for kind in facts["layers"])
+
+
+@pytest.mark.parametrize("name", ["text_encoder", "context", "transformer", "transition", "residual_condition", "residual_step", "decoder"])
+def test_bindings_are_those_of_the_bundle(name: str, sidecar: dict[str, Any]) -> None:
+    facts, graph = sidecar["engines"][name], onnx.load(bundled_folder() / f"{name}.onnx", load_external_data=False).graph
+    for declared, values in ((facts["inputs"], graph.input), (facts["outputs"], graph.output)):
+        shapes = {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}
+        assert {binding["name"]: binding["shape"] for binding in declared} == shapes
+
+
+def test_ranges_of_the_transformer(sidecar: dict[str, Any]) -> None:
+    inputs = {binding["name"]: binding for binding in sidecar["engines"]["transformer"]["inputs"]}
+    assert [inputs["x"][key] for key in ("min", "opt", "max")] == [[1, 4, 256], [2, 256, 256], [4, 256, 256]]
+    assert [inputs["k_cache_5"][key] for key in ("min", "max")] == [[1, 4, 711, 64], [4, 4, 711, 64]]
+    assert inputs["length"]["dtype"] == "int64" and inputs["x"]["dtype"] == "float16"
+
+
+def test_an_existing_folder_is_kept(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["build", "-o", str(folder)]) == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_a_foreign_folder_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").write_text("dear")
+    with pytest.raises(InputError, match="holds no engines and is not overwritten"):
+        build_bundle(Bundle(bundled_folder(), check_files=False), tmp_path, overwrite=True)
+    assert (tmp_path / "letter.txt").exists()
+
+
+def test_an_unwritable_place(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write"):
+        build_bundle(Bundle(bundled_folder(), check_files=False), tmp_path / "file" / "out")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Name a folder with -o FOLDER"),
+        (["-o", "x", "--target", "sm90"], "target 'sm90'"),
+        (["-o", "x", "--precision", "int8"], "precision 'int8' cannot be built"),
+        (["-o", "x", "--batch", "0"], "batch is 0"),
+        (["-o", "x", "--backend", "cuda"], "backend 'cuda' is unknown"),
+    ],
+)
+def test_bad_arguments(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["build", *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_fp32_bundle(bundle_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is fp32; expected fp16"):
+        build_bundle(Bundle(bundle_folder), tmp_path / "out")
+
+
+def test_a_damaged_bundle(bundle_folder: Path) -> None:
+    (bundle_folder / "decoder.onnx").write_bytes(b"")
+    with pytest.raises(BundleError, match=r"decoder\.onnx has 0 bytes"):
+        Bundle(bundle_folder)

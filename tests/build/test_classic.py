@@ -1,0 +1,71 @@
+"""Classic TensorRT takes the same path: a double of its module that offers only what both packages have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import tensorrt_rtx
+from onnx import parser
+
+from hart_edge.export.build.builder import Builder, EngineJob
+from hart_edge.export.build.messages import Messages
+
+
+class Recorder:
+    """Answers as the double's methods do and keeps the calls."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, Any]] = []
+
+    def called(self, name: str, *arguments: Any) -> None:
+        self.calls.append((name, arguments))
+
+
+def tensor(name: str) -> SimpleNamespace:
+    return SimpleNamespace(name=name, dtype="HALF", shape=(-1, 8))
+
+
+def double(record: Recorder) -> SimpleNamespace:
+    """The module with a network of one layer."""
+    layer = SimpleNamespace(type=tensorrt_rtx.LayerType.ELEMENTWISE)
+    network = SimpleNamespace(num_layers=1, num_inputs=1, num_outputs=1)
+    network.get_layer, network.get_input, network.get_output = lambda k: layer, lambda k: tensor("x"), lambda k: tensor("y")
+    profile = SimpleNamespace(set_shape=lambda *arguments: record.called("set_shape", *arguments))
+    config = SimpleNamespace(add_optimization_profile=lambda given: record.called("add_optimization_profile", given is profile))
+    builder = SimpleNamespace(
+        create_network=lambda flags: record.called("create_network", flags) or network,
+        create_builder_config=lambda: config,
+        create_optimization_profile=lambda: profile,
+        build_serialized_network=lambda *arguments: record.called("build", arguments == (network, config)) or b"engine",
+    )
+    parsing = SimpleNamespace(num_errors=0, parse=lambda data, path: record.called("parse", path) or True)
+    return SimpleNamespace(
+        Builder=lambda log: builder,
+        OnnxParser=lambda given, log: parsing,
+        LayerType=tensorrt_rtx.LayerType,
+        NetworkDefinitionCreationFlag=tensorrt_rtx.NetworkDefinitionCreationFlag,
+        nptype=lambda dtype: {"HALF": np.float16}[dtype],
+        int32="INT32",
+    )
+
+
+def test_it_builds_for_the_card_of_the_machine(tmp_path: Path) -> None:
+    record = Recorder()
+    text = '<ir_version: 10, opset_import: ["" : 24]> agraph (float16[B,8] x) => (float16[B,8] y) { y = Mul (x, x) }'
+    onnx.save(parser.parse_model(text), tmp_path / "x.onnx")
+    steps: list[str] = []
+    builder = Builder(double(record), None, Messages(lambda node: None), ("native",), {"B": (1, 1, 4)}, steps.append)
+    facts = builder.build(EngineJob("x", tmp_path / "x.onnx", tmp_path / "x.engine"))
+    assert steps == ["parsing x", "building x"]
+    assert record.calls == [
+        ("create_network", (1 << int(tensorrt_rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED),)),
+        ("parse", (str(tmp_path / "x.onnx"),)),
+        ("set_shape", ("x", (1, 8), (1, 8), (4, 8))),
+        ("add_optimization_profile", (True,)),
+        ("build", (True,)),
+    ]
+    assert (tmp_path / "x.engine").read_bytes() == b"engine" and facts["layers"] == {"elementwise": 1}
