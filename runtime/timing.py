@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 
-class StageTimes:
-    """Accumulates seconds per named stage: `with times("decoder"): …`."""
+def _at_once() -> None:
+    """There is nothing to wait for."""
 
-    def __init__(self) -> None:
+
+class StageTimes:
+    """Accumulates seconds per named stage: `with times("decoder"): …`.
+
+    Args:
+        wait: called at the end of every stage; returns when all work begun so far is done. By default nothing is waited for.
+    """
+
+    def __init__(self, wait: Callable[[], None] = _at_once) -> None:
         self.seconds: dict[str, float] = {}
+        self._wait = wait
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
         start = time.perf_counter()
         try:
             yield
+            self._wait()
         finally:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
 

@@ -1,8 +1,9 @@
-"""What several test files share: the recorded runs, the reference model loaded from them, and a tiny bundle folder."""
+"""What several test folders share: recorded runs, the reference model of them, a tiny random checkpoint and its bundle."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,20 @@ import pytest
 from bundles import TINY_MODEL, write_manifest
 from safetensors.numpy import save_file
 
-from hart_edge.export.checkpoint import load_recorded_checkpoint
+from hart_edge.export.checkpoint import Checkpoint, load_checkpoint, load_recorded_checkpoint
+from hart_edge.export.exporter import export_bundle
+from hart_edge.export.random_checkpoint import SIZES, make_checkpoint
 from hart_edge.export.recording import Arrays, Recording, load_recording, run_reference
 from hart_edge.export.reference.hart import HartReference
 from hart_edge.runtime.spec import ENGINES, ModelSpec
 
 GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Workers of `pytest -n` have one thread each for PyTorch and NumPy: more would wait for each other's cores."""
+    if config.getoption("numprocesses", None):
+        os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
 @pytest.fixture(scope="session")
@@ -53,6 +62,23 @@ def reference(recorded_folder: Path) -> HartReference:
 def computed(reference: HartReference, recording: Recording) -> Arrays:
     """Everything the reference computes from the recorded inputs and noise."""
     return run_reference(reference, recording)
+
+
+@pytest.fixture(scope="session")
+def checkpoint_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random checkpoint in the published layout."""
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny", SIZES["tiny"])
+
+
+@pytest.fixture(scope="session")
+def checkpoint(checkpoint_folder: Path) -> Checkpoint:
+    return load_checkpoint(checkpoint_folder)
+
+
+@pytest.fixture(scope="session")
+def bundle_root(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An fp32 bundle that tests read but never change."""
+    return export_bundle(checkpoint, tmp_path_factory.mktemp("bundle") / "fp32").root
 
 
 @pytest.fixture

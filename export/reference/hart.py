@@ -193,7 +193,7 @@ class _Run:
             x = schedule.step(reverse, x, *prediction.split(head.channels, dim=1), noise)
         return x * RESIDUAL_GAIN
 
-    def _noise(self, draw: Callable[..., np.ndarray], *index: int, shape: tuple[int, ...]) -> Tensor:
-        """One kind of noise for the whole batch, [B, rows, columns]."""
-        arrays = [draw(image, *index, tuple(shape[1:])) for image in range(self.batch)]
-        return torch.from_numpy(np.stack(arrays)).to(self.x.device)
+    def _noise(self, draw: Callable[..., np.ndarray | Tensor], *index: int, shape: tuple[int, ...]) -> Tensor:
+        """One kind of noise for the whole batch, [B, rows, columns], from arrays or tensors."""
+        images = [torch.as_tensor(draw(image, *index, tuple(shape[1:]))) for image in range(self.batch)]
+        return torch.stack(images).to(self.x.device)

@@ -53,12 +53,15 @@ class TextConditioner:
 
     @torch.inference_mode()
     def encode(self, text: TextInput) -> Tensor:
-        """ids [B, T] → last hidden state after the final norm, [B, T, Ct] float32; padded positions included."""
-        batch, skip = text.ids.shape[0], len(self.system_ids)
-        ids = torch.cat([self.system_ids.expand(batch, skip), text.ids], dim=1)
-        allowed = attention_mask(text.mask, skip)
-        positions = torch.arange(ids.shape[1]).expand(batch, -1)
-        rows = torch.cat([causal(skip, ids.shape[1]).expand(batch, 1, -1, -1), allowed], dim=2)
+        """ids [B, T] → last hidden state after the final norm, [B, T, Ct] float32; padded positions included.
+
+        The result lies where the model does.
+        """
+        batch, skip, device = text.ids.shape[0], len(self.system_ids), self.model.device
+        ids = torch.cat([self.system_ids.expand(batch, skip), text.ids], dim=1).to(device)
+        allowed = attention_mask(text.mask.to(device), skip)
+        positions = torch.arange(ids.shape[1], device=device).expand(batch, -1)
+        rows = torch.cat([causal(skip, ids.shape[1]).to(device).expand(batch, 1, -1, -1), allowed], dim=2)
         output = self.model(input_ids=ids, attention_mask=rows, position_ids=positions, use_cache=False)
         return output.last_hidden_state[:, skip:].float()
 

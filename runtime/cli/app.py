@@ -10,7 +10,7 @@ from typing import TextIO
 import typer
 
 from ..errors import HartError, HartWarning
-from . import bench, generate, inspect, judge, tools
+from . import bench, build, generate, inspect, judge, tools
 from .output import complain
 
 CANCELLED = 130  # 128 + SIGINT, as shells expect
@@ -23,6 +23,7 @@ app.command("inspect")(inspect.inspect)
 app.command("bench")(bench.bench)
 app.command("export")(tools.export)
 app.command("verify")(tools.verify)
+app.command("build")(build.build)
 app.command("eval")(judge.evaluate)
 
 

@@ -1,76 +1,94 @@
-"""`hart-edge bench`: time per stage and peak memory of a bundle, and of the PyTorch reference beside it."""
+"""`hart-edge bench`: time per stage and peak memory of a bundle, and of other ways to compute the same beside it."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
-from ..backends import AUTO, check_backend
-from ..bench import Loader, Measurement, job_of, load_bundle, measure
+from ..backends import AUTO, candidates
 from ..bundle import Bundle, bundled_folder
 from ..errors import InputError
+from ..files import check_writable
 from . import export_tools
-from .output import console, mebibytes, write_json
-from .sampling import Backend
+from .bench_compare import COMPARED, EAGER, Asked, kernels, parse_batches, report_on
+from .bench_plan import show_plans
+from .bench_table import table
+from .output import complain, console, read_text, write_json
+from .sampling import Backend, LowVram
+from .tools import SystemPrompt
 
 
 def bench(
     bundle: Annotated[Path | None, typer.Argument(help="Bundle folder [default: the bundled model].")] = None,
-    runs: Annotated[int, typer.Option("-n", "--runs", help="Counted runs after one warm-up.")] = 5,
-    batch: Annotated[int, typer.Option(help="Pictures at a time.")] = 1,
+    runs: Annotated[int, typer.Option("-n", "--runs", help="Counted runs after two warm-ups.")] = 5,
+    batch: Annotated[str, typer.Option(help="Pictures at a time; several with commas between them: 1,4,8.")] = "1",
     prompt: Annotated[str, typer.Option(help="What to draw.")] = "a lighthouse at dusk",
+    compare: Annotated[
+        str | None, typer.Option(help=f"Beside every backend that works here, run the PyTorch reference: one of {', '.join(COMPARED)}.")
+    ] = None,
     checkpoint: Annotated[
-        str | None, typer.Option(help="Also run the PyTorch reference of this checkpoint, or of `bundled`; show ratios.")
+        str | None, typer.Option(help="The reference's checkpoint [default for the bundled model: `bundled`, its own]; alone: torch-eager.")
     ] = None,
     text_model: Annotated[str | None, typer.Option(help="Text model of the checkpoint, if it lies elsewhere.")] = None,
+    system_prompt: SystemPrompt = None,
     backend: Backend = AUTO,
+    with_kernels: Annotated[bool, typer.Option("--kernels", help="Also time every CUDA kernel against the card's copy bandwidth.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Print the device memory that the backend cuda will take; load nothing.")] = False,
+    low_vram: LowVram = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures; - for standard output.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="PNG: stages and pictures per second of all contenders.")] = None,
 ) -> None:
-    """Measure a bundle with its own sampling settings: median seconds per stage, tokens per second, peak memory.
+    """Measure a bundle with its own sampling settings: median seconds per stage, pictures per second, peak memory.
 
     Contenders take turns, each in its own process.
     """
-    if runs < 1 or batch < 1:
-        raise InputError(f"runs is {runs} and batch is {batch}; expected 1 or more of each.")
-    check_backend(backend)
-    bundle = bundled_folder() if bundle is None else bundle
-    opened = Bundle(bundle)
+    batches = parse_batches(batch)
+    if runs < 1:
+        raise InputError(f"runs is {runs}; expected 1 or more.")
+    opened = Bundle(bundled_folder() if bundle is None else bundle, check_files=not plan)
+    candidates(backend, low_vram)
+    if plan:
+        show_plans(opened, backend, batches, low_vram, json_file)
+        return
     opened.engine("text_encoder")
-    job = job_of(prompt, batch, opened.defaults)
-    contenders = {"runtime": Loader(load_bundle, (bundle, backend, job))}
-    if checkpoint is not None:
-        contenders["reference"] = Loader(export_tools.load("bench").load_reference, (checkpoint, text_model, job))
-    results = measure(contenders, runs)
-    write_json(json_file, {name: result.to_json() for name, result in results.items()})
-    if str(json_file) != "-":
-        console().print(_table(results, f"{bundle}: median of {runs}, batch {batch}"))
+    references = _references(compare, checkpoint)
+    source = _source(opened, bundle is None, checkpoint, text_model, read_text(system_prompt)) if references else None
+    for target in (json_file, plot):
+        if target is not None and str(target) != "-":
+            check_writable(target)
+    plots = export_tools.load("bench_plot") if plot is not None else None
+    timed = kernels(opened) if with_kernels else None  # first: without a card it fails before anything was measured
+
+    report: dict[str, Any] = {}
+    for report in report_on(Asked(opened, backend, prompt, runs, batches, references, source, low_vram)):
+        _show(report, quiet=str(json_file) == "-")
+    if timed is not None:
+        report["kernels"] = timed
+    write_json(json_file, report)
+    if plots is not None:
+        plots.plot(report, plot)
 
 
-def _table(results: dict[str, Measurement], title: str) -> Table:
-    runtime, reference = results["runtime"], results.get("reference")
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
-    for name in ("runtime", *(("reference", "reference / runtime") if reference else ())):
-        table.add_column(name, justify="right")
-    for stage, seconds in runtime.stages.items():
-        table.add_row(stage, *_row(seconds, reference.stages.get(stage) if reference else None))
-    table.add_section()
-    table.add_row("all stages", *_row(runtime.seconds, reference.seconds if reference else None))
-    for label, values in (
-        ("load", [f"{m.load_seconds:.2f} s" for m in results.values()]),
-        ("backend", [m.backend for m in results.values()]),
-        ("image tokens / s", [f"{m.tokens / m.seconds:.0f}" for m in results.values()]),
-        ("peak memory", [mebibytes(m.peak_memory_bytes) for m in results.values()]),
-    ):
-        table.add_row(label, *values)
-    return table
+def _references(compare: str | None, checkpoint: str | None) -> tuple[str, ...]:
+    if compare is None:
+        return () if checkpoint is None else (EAGER,)
+    if compare not in COMPARED:
+        raise InputError(f"--compare {compare!r} is unknown; expected one of {', '.join(COMPARED)}.")
+    return COMPARED[compare]
 
 
-def _row(runtime: float, reference: float | None) -> list[str]:
-    cells = [f"{runtime * 1e3:.1f} ms"]
-    if reference is not None:
-        cells += [f"{reference * 1e3:.1f} ms", f"{reference / runtime:.2f}"]
-    return cells
+def _source(bundle: Bundle, bundled: bool, checkpoint: str | None, text_model: str | None, system_prompt: str | None) -> Any:
+    if checkpoint is None and not bundled:
+        raise InputError(f"the reference of {bundle.root} needs its checkpoint.", "Name it with --checkpoint.")
+    return export_tools.load("bench").source_of(bundle, checkpoint or "bundled", text_model, system_prompt)
+
+
+def _show(report: dict[str, Any], quiet: bool) -> None:
+    """The newest round, and what could not be measured in it."""
+    now = report["rounds"][-1]
+    for name, reason in now["failed"].items():
+        complain("warning", f"{name} was not measured: {reason}")
+    if not quiet:
+        console().print(table(report, now))

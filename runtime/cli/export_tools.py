@@ -1,4 +1,4 @@
-"""The door from the command line to `hart_edge.export`, which needs PyTorch and is loaded only when it is used."""
+"""The door from the command line to `hart_edge.export`, whose packages are optional; loaded only when it is used."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 from ..errors import MissingPackageError
 
 
-def load(module: str) -> Any:
-    """A module of hart_edge.export; MissingPackageError tells how to install what it needs."""
+def load(module: str, extra: str = "export") -> Any:
+    """A module of hart_edge.export; MissingPackageError tells how to install what it needs, which `extra` brings."""
     try:
         return importlib.import_module(f"hart_edge.export.{module}")
     except ModuleNotFoundError as error:
         raise MissingPackageError(
-            f"this command needs {error.name}, which is not installed.", "Run: pip install 'hart-edge[export]'"
+            f"this command needs {error.name}, which is not installed.", f"Run: pip install 'hart-edge[{extra}]'"
         ) from error

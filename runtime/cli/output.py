@@ -68,5 +68,15 @@ def read_lines(path: Path) -> list[str]:
     return lines
 
 
+def read_text(path: Path | None) -> str | None:
+    """A UTF-8 file as it is; None for none."""
+    if path is None:
+        return None
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {error}.", "Expected a UTF-8 text file.") from error
+
+
 def mebibytes(size: float) -> str:
     return f"{size / 2**20:.1f} MiB"

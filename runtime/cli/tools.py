@@ -12,7 +12,7 @@ from ..bundle import CERTIFICATE, Bundle, bundled_folder
 from ..errors import InputError
 from ..files import check_writable
 from . import export_tools
-from .output import complain, console, mebibytes, read_lines, step_progress
+from .output import complain, console, mebibytes, read_lines, read_text, step_progress
 from .sampling import Backend
 
 TextModel = Annotated[str | None, typer.Option(help="Folder or hub name of the text model [default: the one inside CHECKPOINT].")]
@@ -30,7 +30,7 @@ def export(
 ) -> None:
     """Turn a HART checkpoint into a bundle of ONNX engines."""
     tools = export_tools.load("exporter")
-    text = _read_text(system_prompt)
+    text = read_text(system_prompt)
     if output.exists() and not overwrite:
         raise InputError(f"{output} exists already.", "Choose another folder or pass --overwrite.")
     with step_progress() as progress:
@@ -65,7 +65,7 @@ def verify(
         targets = [json_file] if json_file else []
         targets += _certificate(bundle)
         folder = bundled_folder() if bundle is None else bundle
-        report = _verify_bundle(folder, checkpoint or "bundled", prompts, text_model, _read_text(system_prompt), backend, targets)
+        report = _verify_bundle(folder, checkpoint or "bundled", prompts, text_model, read_text(system_prompt), backend, targets)
     console().print(report.table())
     if not report.passed:
         console().print(f"FAILED: {', '.join(report.failed_stages())}", markup=False)
@@ -118,12 +118,3 @@ def _verify_bundle(
     facts = {"checkpoint": Path(checkpoint).name, "prompts": lines, "precision": bundle.manifest.precision, "backend": report.backend}
     tools.write_certificate(report, targets, bundle, facts)
     return report
-
-
-def _read_text(path: Path | None) -> str | None:
-    if path is None:
-        return None
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {error}.", "Expected a UTF-8 text file.") from error

@@ -1,4 +1,4 @@
-"""A tiny random checkpoint in the published layout and the bundles exported from it, made once per session."""
+"""More bundles of the tiny random checkpoint, installs that bring one, and bundles of a test's own."""
 
 from __future__ import annotations
 
@@ -11,30 +11,13 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from hart_edge.export import restore
-from hart_edge.export.checkpoint import Checkpoint, load_checkpoint
+from hart_edge.export.checkpoint import Checkpoint
 from hart_edge.export.exporter import export_bundle
-from hart_edge.export.random_checkpoint import SIZES, make_checkpoint
 from hart_edge.export.ship import ship
 from hart_edge.runtime import Bundle, Pipeline
 from hart_edge.runtime import bundle as bundle_module
 from hart_edge.runtime.bundle import MANIFEST
 from hart_edge.runtime.files import sha256_of
-
-
-@pytest.fixture(scope="session")
-def checkpoint_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny", SIZES["tiny"])
-
-
-@pytest.fixture(scope="session")
-def checkpoint(checkpoint_folder: Path) -> Checkpoint:
-    return load_checkpoint(checkpoint_folder)
-
-
-@pytest.fixture(scope="session")
-def bundle_root(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An fp32 bundle that tests read but never change."""
-    return export_bundle(checkpoint, tmp_path_factory.mktemp("bundle") / "fp32").root
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from hart_edge.runtime import read_recipe
@@ -124,17 +125,52 @@ def test_export_makes_a_bundle_that_draws(checkpoint_folder: Path, tmp_path: Pat
     assert run(["verify", str(bundle), "--checkpoint", str(checkpoint_folder), "--system-prompt", str(prompt)]) == 0
 
 
-def test_bench_measures_runtime_and_reference(bundle_root: Path, checkpoint_folder: Path, tmp_path: Path) -> None:
-    report = tmp_path / "bench.json"
-    assert run(["bench", str(bundle_root), "-n", "2", "--checkpoint", str(checkpoint_folder), "--json", str(report)]) == 0
-    results = json.loads(report.read_text())
-    assert set(results) == {"runtime", "reference"}
-    for result in results.values():
+def test_bench_compares_with_the_reference(
+    bundle_root: Path, checkpoint_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # PyTorch's threads wait for each other longer than they work on such small tensors
+    target, plot = tmp_path / "bench.json", tmp_path / "bench.png"
+    reference = ["--compare", "torch-eager", "--checkpoint", str(checkpoint_folder)]
+    assert run(["bench", str(bundle_root), "-n", "2", "--backend", "cpu", *reference, "--json", str(target), "--plot", str(plot)]) == 0
+    report = json.loads(target.read_text())
+    (now,) = report["rounds"]
+    assert list(now["contenders"]) == ["torch-eager", "cpu"] and now["failed"] == {}
+    for result in now["contenders"].values():
         assert len(result["runs"]) == 2
         assert result["tokens"] == sum(p * p for p in (1, 2, 3, 4, 6, 8))
-        assert set(result["stages"]) >= {"transformer", "residual", "decoder"}
+        assert set(result["stages"]) == set(now["flops"])
         assert 0 < result["peak_memory_bytes"] < 2**33
-    assert results["runtime"]["peak_memory_bytes"] < results["reference"]["peak_memory_bytes"]
+    assert now["contenders"]["cpu"]["peak_memory_bytes"] < now["contenders"]["torch-eager"]["peak_memory_bytes"]
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_bench_runs_several_batch_sizes(bundle_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["bench", str(bundle_root), "-n", "1", "--backend", "cpu", "--batch", "1,2", "--json", "-"]) == 0
+    rounds = json.loads(capsys.readouterr().out)["rounds"]
+    assert [(now["batch"], now["contenders"]["cpu"]["pictures"]) for now in rounds] == [(1, 1), (2, 2)]
+
+
+def test_bench_needs_the_checkpoint_of_a_bundle_to_compare_it(bundle_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["bench", str(bundle_root), "--compare", "torch"]) == 2
+    assert "--checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that PyTorch can use")
+def test_bench_compares_everything_on_a_gpu(bundle_root_fp16: Path, checkpoint_folder: Path, tmp_path: Path) -> None:
+    target = tmp_path / "bench.json"
+    reference = ["--compare", "torch", "--checkpoint", str(checkpoint_folder)]
+    assert run(["bench", str(bundle_root_fp16), "-n", "2", "--batch", "1,2", *reference, "--json", str(target)]) == 0
+    report = json.loads(target.read_text())
+    assert report["product_rate"] > 1e12
+    for now in report["rounds"]:
+        assert set(now["contenders"]) >= {"torch-eager", "torch-compiled", "cuda"}, now["failed"]
+        assert now["against"] == "torch-compiled"
+        assert set(now["floor"]) == set(now["contenders"]["cuda"]["stages"])
+        for name, result in now["contenders"].items():
+            assert result["peak_device_bytes"] > 2**20, name
+            assert sum(result["stages"].values()) <= result["seconds"]
 
 
 def test_bench_reports_an_error_of_the_measured_process(bundle_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:

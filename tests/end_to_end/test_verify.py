@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from hart_edge.export.checkpoint import Checkpoint, load_checkpoint
+from hart_edge.export.checkpoint import Checkpoint, load_checkpoint, load_recorded_checkpoint
+from hart_edge.export.exporter import export_bundle
 from hart_edge.export.random_checkpoint import _size, make_checkpoint
 from hart_edge.export.recording import Recording, run_encoder, run_reference
 from hart_edge.export.reference.hart import Settings
 from hart_edge.export.verify import Report, verify_bundle, verify_recording
+from hart_edge.export.verify.gates import ENGINE
 from hart_edge.runtime import Bundle, InputError
 from hart_edge.runtime.bundle import WEIGHTS
 from hart_edge.runtime.noise import PhiloxNoise, RecordedNoise
@@ -95,6 +97,23 @@ def test_weight_tensor_changed_by_one_percent_fails_at_its_engine(
     assert {check.stage for check in failures if check.mode == "teacher-forced"} == {engine}
 
 
+def test_fp16_weight_tensor_changed_by_one_percent_fails_too(
+    bundle_root_fp16: Path, tmp_path: Path, checkpoint: Checkpoint, rehash: Callable[[Path], None]
+) -> None:
+    root = Path(shutil.copytree(bundle_root_fp16, tmp_path / "bundle"))
+    scale_weight(root, f"residual_step.{WEIGHT_OF['residual_step']}", ...)
+    rehash(root)
+    assert "residual_step" in verify_bundle(Bundle(root), checkpoint, ONE_PROMPT).failed_stages()
+
+
+def test_first_step_of_the_diffusion_has_a_wider_gate_and_the_others_have_not() -> None:
+    first, later = (ENGINE["fp16"][f"residual_step x{case}"] for case in (", first step", ""))
+    assert first.allows(0.09)
+    assert not later.allows(0.09)
+    assert not first.allows(0.222)  # the bundled model with a last layer that is 1 % too large
+    assert not ENGINE["fp32"]["residual_step x, first step"].allows(1e-3)
+
+
 def test_single_weight_changed_by_one_percent_fails_and_is_named(
     bundle_copy: Path, checkpoint: Checkpoint, rehash: Callable[[Path], None]
 ) -> None:
@@ -170,6 +189,22 @@ def odd_recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def odd_bundle(odd_recording: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    checkpoint, _ = load_recorded_checkpoint(odd_recording)
+    return export_bundle(checkpoint, tmp_path_factory.mktemp("odd") / "bundle").root
+
+
+@pytest.fixture
+def odd_export(odd_recording: Path, odd_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verifying the odd recording, or an altered copy of it, exports its checkpoint once."""
+
+    def copy(checkpoint: Checkpoint, target: Path, precision: str) -> Bundle:
+        return Bundle(shutil.copytree(odd_bundle, target))
+
+    monkeypatch.setattr("hart_edge.export.verify.run.export_bundle", copy)
+
+
 def _noise_arrays(patch_nums: tuple[int, ...], batch: int, codes: int, channels: int, steps: int) -> dict[str, np.ndarray]:
     source, arrays = PhiloxNoise(range(batch)), {}
     for i, side in enumerate(patch_nums):
@@ -183,14 +218,14 @@ def _noise_arrays(patch_nums: tuple[int, ...], batch: int, codes: int, channels:
 
 
 @pytest.mark.slow
-def test_recording_of_other_sizes_batch_scales_and_steps_passes(odd_recording: Path) -> None:
+def test_recording_of_other_sizes_batch_scales_and_steps_passes(odd_recording: Path, odd_export: None) -> None:
     report = verify_recording(odd_recording)
     assert report.failures() == []
     assert len(values(report, "prediction relative error")) == 4
 
 
 @pytest.mark.slow
-def test_altered_recording_fails_at_the_reference(odd_recording: Path, tmp_path: Path) -> None:
+def test_altered_recording_fails_at_the_reference(odd_recording: Path, odd_export: None, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(odd_recording, tmp_path / "altered"))
     outputs = dict(np.load(folder / "outputs.npz"))
     outputs["f_hat_1"] = outputs["f_hat_1"] * 1.01
