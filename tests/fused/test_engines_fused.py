@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-from pipelines import KINDS, emulated_for, opened
 
 from hart_edge.plugins.quantize import Array
-from hart_edge.runtime.bundle import Bundle, bundled_folder
 from hart_edge.runtime.engine import DeviceTensor
 from hart_edge.runtime.errors import EngineError
 from hart_edge.runtime.fused.loop import FusedLoop
@@ -22,20 +19,6 @@ from hart_edge.runtime.transformer import Conditioning, TransformerRun
 BATCH = 2
 WORST = {"float16": 2e-2, "float32": 2e-4}
 """‖difference‖ / ‖expected‖ between two engines in float16: each layer rounds several times, in different places."""
-
-
-@pytest.fixture(scope="module")
-def cpu() -> Iterator[Pipeline]:
-    with Pipeline.open(Bundle(bundled_folder(), check_files=False), backend="cpu") as pipe:
-        yield pipe
-
-
-@pytest.fixture(scope="module", params=[KINDS[0], pytest.param(KINDS[1], marks=pytest.mark.gpu)])
-def fused(request: pytest.FixtureRequest) -> Iterator[Pipeline]:
-    bundle = Bundle(bundled_folder(), check_files=False)
-    context = emulated_for(bundle) if request.param == KINDS[0] else request.getfixturevalue("gpu_context")
-    with opened(bundle, context) as pipe:
-        yield pipe
 
 
 def random(shape: tuple[int, ...], dtype: Any = np.float32, seed: int = 0, scale: float = 1.0) -> Array:

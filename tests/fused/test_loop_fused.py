@@ -24,20 +24,6 @@ PROMPTS = ["two red circles above a blue square", "a small green star on a strip
 SMOOTH = Options(cfg=2.0, smooth=True)
 
 
-@pytest.fixture(scope="module")
-def cpu() -> Iterator[Pipeline]:
-    with Pipeline.open(Bundle(bundled_folder(), check_files=False), backend="cpu") as pipe:
-        yield pipe
-
-
-@pytest.fixture(scope="module", params=[KINDS[0], pytest.param(KINDS[1], marks=pytest.mark.gpu)])
-def fused(request: pytest.FixtureRequest) -> Iterator[Pipeline]:
-    bundle = Bundle(bundled_folder(), check_files=False)
-    context = emulated_for(bundle) if request.param == KINDS[0] else request.getfixturevalue("gpu_context")
-    with opened(bundle, context) as pipe:
-        yield pipe
-
-
 @pytest.fixture(scope="module", params=[KINDS[0], pytest.param(KINDS[1], marks=pytest.mark.gpu)])
 def drawing(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
     """For what any model shows: few scales where the GPU is emulated, the bundled model on a real one."""

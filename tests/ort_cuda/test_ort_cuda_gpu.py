@@ -76,7 +76,11 @@ def test_the_backend_starts() -> None:
     """Fails, where the others skip, on a machine with a driver whose backend does not start."""
     if not has_driver():
         pytest.skip("needs an NVIDIA driver")
-    OrtCuda().close()
+    started, array = OrtCuda(), np.arange(19, dtype=np.float32)
+    try:
+        assert np.array_equal(started.memory.download(started.memory.upload(array)), array)
+    finally:
+        started.close()
 
 
 def test_capture_is_accepted_where_it_is_asked_for(bundle: Bundle, backend: OrtCuda, name: str) -> None:
