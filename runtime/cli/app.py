@@ -10,7 +10,7 @@ from typing import TextIO
 import typer
 
 from ..errors import HartError, HartWarning
-from . import bench, build, generate, inspect, judge, tools
+from . import bench, build, doctor, generate, inspect, judge, tools
 from .output import complain
 
 CANCELLED = 130  # 128 + SIGINT, as shells expect
@@ -21,6 +21,7 @@ app = typer.Typer(
 app.command("generate")(generate.generate)
 app.command("inspect")(inspect.inspect)
 app.command("bench")(bench.bench)
+app.command("doctor")(doctor.doctor)
 app.command("export")(tools.export)
 app.command("verify")(tools.verify)
 app.command("build")(build.build)
