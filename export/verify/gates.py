@@ -73,8 +73,9 @@ ENGINE: dict[str, dict[str, Gate]] = {
 `residual_step x, first step`: there √ᾱ is 5e-5, so that clip((x − eps) / √ᾱ, −1, 1) is −1 or 1 nearly everywhere, and where
 eps is within its rounding of x that rounding decides which. In fp16 that flips a few elements: 0.019 measured on a CPU,
 which computes in float32 between the roundings; 0.079 with the fused engine and 0.090 with ONNX Runtime on an H200, for the
-bundled model of the day before. A last layer that is 1 % too large gives 0.22. Faults below the rounding of fp16 (1 % of an inner layer gives
-0.085, where it is 0.002 of the prediction) are found by comparing every stored weight with the checkpoint: none may differ.
+bundled model of the day before. A last layer that is 1 % too large gives 0.22. Faults below the rounding of fp16 (1 % of an
+inner layer gives 0.085, where it is 0.002 of the prediction) are found by comparing every stored weight with the checkpoint:
+none may differ.
 `decoder decoded`: some forty convolutions in a row (3.4e-5 measured at the released width in fp32).
 
 `flip gap`: where a free-running engine first chooses another token, how far apart the two candidates were for the
