@@ -20,6 +20,7 @@ from . import (
     rope_cache,
     rope_tables,
     softmax_rows,
+    split_rotary,
     swiglu,
     take_rows,
     to_uint8,
@@ -31,6 +32,7 @@ from .kernel import Kernel
 OPERATORS = (
     rms_norm,
     rope_cache,
+    split_rotary,
     swiglu,
     layer_norm_modulate,
     gate_residual,

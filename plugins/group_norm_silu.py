@@ -11,14 +11,48 @@ one, and no allocator returns that.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import prod
+
 import numpy as np
 
 from .check import MAX_GRID_YZ, ceil_div, expect, expect_rank, expect_shared, expect_true, lanes, pointer
+from .graph_op import Attributes, Buffers, GraphOp, Shape
 from .kernel import C_TYPES, FLOATS, ITEM_BYTES, Buffer, Kernel, Launch
 from .quantize import Array
 
 OP = "group_norm_silu"
 GROUPS = 32
+
+_ONES, _ZEROS = (", ".join([text] * GROUPS) for text in ("1.0", "0.0"))
+GROUP_NORM_SILU = f"""
+<domain: "hart", opset_import: ["" : 18]>
+GroupNormSilu <epsilon, height, width> (x, weight, bias) => (y)
+{{
+    grouping = Constant <value_ints = [0, {GROUPS}, -1]> ()
+    grouped = Reshape (x, grouping)
+    ones = Constant <value_floats = [{_ONES}]> ()
+    zeros = Constant <value_floats = [{_ZEROS}]> ()
+    gain = CastLike (ones, x)
+    offset = CastLike (zeros, x)
+    normed = InstanceNormalization <epsilon: float = @epsilon> (grouped, gain, offset)
+    keep = Constant <value_ints = [0]> ()
+    rest = Constant <value_ints = [-1]> ()
+    rows = Constant <value_int: int = @height> ()
+    columns = Constant <value_int: int = @width> ()
+    rows_axis = Unsqueeze (rows, keep)
+    columns_axis = Unsqueeze (columns, keep)
+    back = Concat <axis = 0> (keep, rest, rows_axis, columns_axis)
+    flat = Reshape (normed, back)
+    axes = Constant <value_ints = [1, 2]> ()
+    weights = Unsqueeze (weight, axes)
+    biases = Unsqueeze (bias, axes)
+    scaled = Mul (flat, weights)
+    moved = Add (scaled, biases)
+    share = Sigmoid (moved)
+    y = Mul (moved, share)
+}}
+"""
 MAX_CHUNKS = 1024
 _SOURCE = "group_norm_silu.cuh"
 _THREADS = 256
@@ -95,3 +129,33 @@ def _plan(pixels: int, channels: int, dtype: str) -> tuple[int, int, int, int]:
     rows = max(1, _THREADS // across)
     chunk = max(rows * _PIXELS, ceil_div(pixels, MAX_CHUNKS))
     return across, rows, ceil_div(pixels, chunk), chunk
+
+
+def _shapes(inputs: Sequence[Shape], attributes: Attributes) -> tuple[Shape, ...]:
+    return (inputs[0],)
+
+
+def _scratch(shape: tuple[int, ...], dtype: str) -> int:
+    return sum(4 * prod(part) for part in scratch_shapes(shape, dtype))
+
+
+def _launches(inputs: Buffers, outputs: Buffers, scratch: int, attributes: Attributes) -> tuple[Launch, ...]:
+    x, weight, bias = inputs
+    partial, affine = scratch_shapes(x.shape, x.dtype)
+    first = Buffer(scratch, partial, "float32")
+    second = Buffer(scratch + 4 * prod(partial), affine, "float32")
+    return launches(x, weight, bias, first, second, outputs[0], attributes["epsilon"])
+
+
+GRAPH_OP = GraphOp(
+    name="GroupNormSilu",
+    function=GROUP_NORM_SILU,
+    inputs=3,
+    outputs=1,
+    attributes={"epsilon": float, "height": int, "width": int},
+    shapes=_shapes,
+    launches=_launches,
+    kernels=tuple(k for d in FLOATS for k in (statistics_kernel(d), fold_kernel(d), apply_kernel(d, True))),
+    channels_last=True,
+    scratch=_scratch,
+)

@@ -6,15 +6,34 @@ are columns scale·W … and shift·W …. Float32 throughout, rounded once. y m
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
+from .ahead import AheadKernel, Entry, product
 from .check import MAX_GRID_X, expect, expect_rank, expect_true, lanes, pointer, threads_for
+from .graph_op import Attributes, Buffers, GraphOp, Shape, rows_of
 from .kernel import C_TYPES, FLOATS, ITEM_BYTES, Buffer, Kernel, Launch
 from .quantize import Array
 
 OP = "layer_norm_modulate"
+
+LAYER_NORM_MODULATE = """
+<domain: "hart", opset_import: ["" : 24]>
+LayerNormModulate <epsilon> (x, modulation, weight, bias) => (y)
+{
+    shift, scale, gate = Split <axis = -1, num_outputs = 3> (modulation)
+    normed = LayerNormalization <axis: int = -1, epsilon: float = @epsilon> (x, weight, bias)
+    number = Constant <value_float: float = 1.0> ()
+    one = CastLike (number, x)
+    factor = Add (scale, one)
+    scaled = Mul (normed, factor)
+    y = Add (scaled, shift)
+}
+"""
+GRAPH_SHIFT, GRAPH_SCALE = 0, 1
+"""Parts of the modulation in a graph; the third is the gate of the block's residual."""
 
 
 def layer_norm_modulate(
@@ -61,3 +80,34 @@ def launch(
     n = lanes(width, x.dtype, (x, modulation, y, weight, bias))
     arguments = (*map(pointer, (x, weight, bias, a, b, y)), np.int32(width), np.int32(stride), np.float32(eps))
     return Launch(kernel(x.dtype, n), (rows, 1, 1), (threads_for(width // n, 1), 1, 1), 0, arguments)
+
+
+def _shapes(inputs: Sequence[Shape], attributes: Attributes) -> tuple[Shape, ...]:
+    return (inputs[0],)
+
+
+def _launches(inputs: Buffers, outputs: Buffers, scratch: int, attributes: Attributes) -> tuple[Launch, ...]:
+    x, modulation, y = (rows_of(tensor) for tensor in (*inputs[:2], outputs[0]))
+    return (launch(x, modulation, y, GRAPH_SHIFT, GRAPH_SCALE, attributes["epsilon"], (inputs[2], inputs[3])),)
+
+
+def _ahead(shapes: Sequence[Shape], dtype: str, attributes: Attributes) -> Entry:
+    (*leading, width), stride = shapes[0], shapes[1][-1]
+    n = lanes(width, dtype, ())
+    parts = f"in1 + {GRAPH_SCALE * width}, in1 + {GRAPH_SHIFT * width}"
+    numbers = f"{width}, {stride}, {attributes['epsilon']!r}f"
+    call = f"hart::layer_norm_modulate<{C_TYPES[dtype]}, {n}>(in0, in2, in3, {parts}, out0, {numbers})"
+    return Entry(call, (), (product(leading), 1), threads_for(width // n, 1))
+
+
+GRAPH_OP = GraphOp(
+    name="LayerNormModulate",
+    function=LAYER_NORM_MODULATE,
+    inputs=4,
+    outputs=1,
+    attributes={"epsilon": float},
+    shapes=_shapes,
+    launches=_launches,
+    kernels=KERNELS,
+    ahead=AheadKernel("layer_norm_modulate.cuh", _ahead),
+)

@@ -9,13 +9,26 @@ static scale.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
+from .ahead import AheadKernel, Entry, product
 from .check import MAX_GRID_X, expect, expect_rank, expect_true, lanes, pointer, threads_for
+from .graph_op import Attributes, Buffers, GraphOp, Shape, rows_of
 from .kernel import C_TYPES, FLOATS, ITEM_BYTES, Buffer, Kernel, Launch
 from .quantize import QUANTIZED, Array, inverse_of, quantize
 
 OP = "rms_norm"
+
+ADD_RMS_NORM = """
+<domain: "hart", opset_import: ["" : 24]>
+AddRmsNorm <epsilon> (x, residual, weight) => (y, sum)
+{
+    sum = Add (x, residual)
+    y = RMSNormalization <axis: int = -1, epsilon: float = @epsilon> (sum, weight)
+}
+"""
 
 
 def rms_norm(
@@ -76,3 +89,34 @@ def launch(
     buffers = (pointer(x), pointer(added), pointer(total), pointer(weight), pointer(a), pointer(b), pointer(y))
     numbers = (np.int32(width), np.int32(tokens), np.float32(eps), inverse)
     return Launch(kernel(x.dtype, y.dtype, n), (rows, 1, 1), (threads_for(width // n, 2), 1, 1), 0, (*buffers, *numbers))
+
+
+def _shapes(inputs: Sequence[Shape], attributes: Attributes) -> tuple[Shape, ...]:
+    return (inputs[0], inputs[0])
+
+
+def _launches(inputs: Buffers, outputs: Buffers, scratch: int, attributes: Attributes) -> tuple[Launch, ...]:
+    x, residual, weight = rows_of(inputs[0]), rows_of(inputs[1]), inputs[2]
+    y, total = map(rows_of, outputs)
+    return (launch(x, weight, y, attributes["epsilon"], (residual, total)),)
+
+
+def _ahead(shapes: Sequence[Shape], dtype: str, attributes: Attributes) -> Entry:
+    *leading, width = shapes[0]
+    n, kind = lanes(width, dtype, ()), C_TYPES[dtype]
+    numbers = f"{width}, 1, {attributes['epsilon']!r}f, 1.0f"
+    call = f"hart::rms_norm<{kind}, {kind}, {n}>(in0, in1, out1, in2, nullptr, nullptr, out0, {numbers})"
+    return Entry(call, (), (product(leading), 1), threads_for(width // n, 2))
+
+
+GRAPH_OP = GraphOp(
+    name="AddRmsNorm",
+    function=ADD_RMS_NORM,
+    inputs=3,
+    outputs=2,
+    attributes={"epsilon": float},
+    shapes=_shapes,
+    launches=_launches,
+    kernels=tuple(kernel(d, d, n) for d in FLOATS for n in (16 // ITEM_BYTES[d], 1)),
+    ahead=AheadKernel("rms_norm.cuh", _ahead),
+)

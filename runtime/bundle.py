@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from .engine import Array
 from .errors import BundleError, InputError
 from .files import sha256_of
@@ -159,6 +157,8 @@ class Bundle:
 
     def constants(self, *names: str) -> dict[str, Array]:
         """Named tensors of the weights file."""
+        from safetensors import SafetensorError, safe_open  # not above: whoever only reads a manifest has no use for it
+
         try:
             with safe_open(self.file(WEIGHTS), framework="numpy") as file:
                 return {name: file.get_tensor(name) for name in names}

@@ -130,6 +130,10 @@ class Device:
         """A stream that does not wait for the default stream."""
         return Stream(self, self.call("making a stream", self.driver.create_stream), self.driver.destroy_stream)
 
+    def stream_at(self, address: int) -> Stream:
+        """A stream that another library made and destroys; GpuError under PyCUDA, which takes none."""
+        return Stream(self, self.call("taking a stream", self.driver.stream_at, address), lambda handle: None)
+
     def event(self) -> Event:
         return Event(self, self.call("making an event", self.driver.create_event), self.driver.destroy_event)
 

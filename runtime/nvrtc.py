@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,30 +92,44 @@ class Compiler:
 
         Raises KernelError with the compiler's log.
         """
-        program = self._program(source)
-        try:
+        with self._program(source) as program:
             for expression in source.expressions:
                 self._do("nvrtcAddNameExpression", program, expression.encode())
-            options = [f"--gpu-architecture=sm_{capability}", *OPTIONS, *self._header_options(folder)]
-            array = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
-            status = self._library.nvrtcCompileProgram(program, len(options), array)
-            log = self._text("nvrtcGetProgramLog", program).rstrip(b"\0").decode(errors="replace").strip()
-            if status != 0:
-                raise KernelError(f"{source.name} does not compile for SM{capability} with NVRTC {self}: {self._error(status)}\n{log}")
+            log = self._compile(program, source, f"sm_{capability}", folder)
             return Compiled(self._text("nvrtcGetCUBIN", program), self._names(program, source.expressions), log)
-        finally:
-            self._do("nvrtcDestroyProgram", ctypes.byref(program))
+
+    def ptx(self, source: Unit, capability: int, folder: Path) -> bytes:
+        """PTX for SM`capability` and newer, of a source whose kernels have C names; arguments and errors as of `compile`."""
+        with self._program(source) as program:
+            self._compile(program, source, f"compute_{capability}", folder)
+            return self._text("nvrtcGetPTX", program).rstrip(b"\0")
+
+    def _compile(self, program: ctypes.c_void_p, source: Unit, architecture: str, folder: Path) -> str:
+        """The compiler's log."""
+        options = [f"--gpu-architecture={architecture}", *OPTIONS, *self._header_options(folder)]
+        array = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
+        status = self._library.nvrtcCompileProgram(program, len(options), array)
+        log = self._text("nvrtcGetProgramLog", program).rstrip(b"\0").decode(errors="replace").strip()
+        if status != 0:
+            raise KernelError(
+                f"{source.name} does not compile for {architecture.replace('sm_', 'SM')} with NVRTC {self}: {self._error(status)}\n{log}"
+            )
+        return log
 
     def __str__(self) -> str:
         return "{}.{}".format(*self.version)
 
-    def _program(self, source: Unit) -> ctypes.c_void_p:
+    @contextmanager
+    def _program(self, source: Unit) -> Iterator[ctypes.c_void_p]:
         count = len(source.headers)
         names = (ctypes.c_char_p * count)(*(name.encode() for name in source.headers))
         texts = (ctypes.c_char_p * count)(*(text.encode() for text in source.headers.values()))
         program = ctypes.c_void_p()
         self._do("nvrtcCreateProgram", ctypes.byref(program), source.text.encode(), source.name.encode(), count, texts, names)
-        return program
+        try:
+            yield program
+        finally:
+            self._do("nvrtcDestroyProgram", ctypes.byref(program))
 
     def _header_options(self, folder: Path) -> list[str]:
         if self.version >= BUNDLED_HEADERS:

@@ -1,66 +1,78 @@
-"""The two TensorRT packages. Their Python API is the same; what differs is this table."""
+"""What each TensorRT package builds for."""
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
-from hart_edge.runtime.errors import EngineError, InputError, MissingPackageError
+from hart_edge.runtime.errors import InputError
+from hart_edge.runtime.trt.packages import CLASSIC, PACKAGES, RTX, TensorRtPackage
+
+if TYPE_CHECKING:
+    from hart_edge.runtime.bundle import Bundle
 
 NATIVE = "native"  # the card of the machine that builds
+PRECISIONS = ("fp16", "int8", "fp8")
+"""Kinds of bundles that can be built; a bundle of one kind may say more, such as "int8-w8a8"."""
+
+LEAST_FP8 = 89
 
 
 @dataclass(frozen=True)
 class BuildBackend:
-    """One TensorRT package.
+    """How one package builds.
 
     Attributes:
-        name: as the command line and the sidecar say it.
-        module: name to import.
-        extra: the extra of hart-edge that installs it.
+        package: which one.
         targets: what an engine can be built for, in the order in which the sidecar lists them. All targets share one engine
             file. `native` alone: the package has no ahead-of-time targets, and building needs the card.
+        library: file name under which its parser looks for its own library when it meets a plugin.
+        ahead: an engine can carry the kernels of its plugins.
     """
 
-    name: str
-    module: str
-    extra: str
+    package: TensorRtPackage
     targets: tuple[str, ...]
-
-    def require(self) -> None:
-        """MissingPackageError unless the package is installed; imports nothing."""
-        if importlib.util.find_spec(self.module) is None:
-            raise MissingPackageError(
-                f"--backend {self.name} needs {self.module}, which is not installed.", f"Run: pip install 'hart-edge[{self.extra}]'"
-            )
-
-    def load(self) -> Any:
-        """The module; EngineError when its libraries do not load."""
-        try:
-            return importlib.import_module(self.module)
-        except (ImportError, OSError) as error:
-            raise EngineError(
-                f"{self.module} does not load: {error}.", f"Install it again: pip install 'hart-edge[{self.extra}]'"
-            ) from error
+    library: str = ""
+    ahead: bool = False
 
 
 BACKENDS = {
-    backend.name: backend
-    for backend in (
-        BuildBackend("tensorrt-rtx", "tensorrt_rtx", "rtx", ("sm75", "sm80", "sm86", "sm89", "sm120")),
-        BuildBackend("tensorrt", "tensorrt", "tensorrt", (NATIVE,)),
-    )
+    RTX: BuildBackend(PACKAGES[RTX], ("sm75", "sm80", "sm86", "sm89", "sm120"), library="libtensorrt_rtx.so"),
+    CLASSIC: BuildBackend(PACKAGES[CLASSIC], (NATIVE,), ahead=True),
 }
 
 
-def check_targets(backend: str, text: str | None) -> tuple[str, ...]:
-    """ "sm89,sm75" as ("sm75", "sm89"), None as all targets of the backend; InputError for an unknown backend or target."""
+def check_targets(backend: str, text: str | None, precision: str = "fp16") -> tuple[str, ...]:
+    """ "sm89,sm75" as ("sm75", "sm89"), None as all targets that have the precision; InputError for what the backend does not build for."""
     if backend not in BACKENDS:
         raise InputError(f"backend {backend!r} is unknown; expected one of {', '.join(BACKENDS)}.")
     known = BACKENDS[backend].targets
-    wanted = set(known if text is None else text.split(","))
+    able = tuple(target for target in known if _has(target, precision))
+    wanted = set(able if text is None else text.split(","))
     if unknown := sorted(wanted - set(known)):
         raise InputError(f"target {unknown[0]!r} is not one that {backend} builds for; expected a list of {', '.join(known)}.")
+    if unable := sorted(wanted - set(able)):
+        raise InputError(
+            f"target {unable[0]} has no {precision}, and one engine serves all targets; expected a list of {', '.join(able)}.",
+            "Name other targets with --target, or build a bundle of another precision.",
+        )
     return tuple(target for target in known if target in wanted)
+
+
+def check_precision(bundle: Bundle, precision: str | None) -> str:
+    """The kind of the bundle, one of `PRECISIONS`; InputError for another kind than was asked for, or one that cannot be built."""
+    has = bundle.manifest.precision
+    kind = has.partition("-")[0]
+    if precision is not None and precision not in PRECISIONS:
+        raise InputError(f"precision {precision!r} cannot be built; expected one of {', '.join(PRECISIONS)}.")
+    if kind not in PRECISIONS or precision not in (None, kind):
+        wanted = precision or " or ".join(PRECISIONS)
+        raise InputError(
+            f"bundle {bundle.root} is {has}; expected {wanted}.",
+            f"Export it again with `hart-edge export … --precision {precision or 'fp16'}`.",
+        )
+    return kind
+
+
+def _has(target: str, precision: str) -> bool:
+    return precision != "fp8" or target == NATIVE or int(target.removeprefix("sm")) >= LEAST_FP8

@@ -12,7 +12,8 @@ from hart_edge.runtime.errors import EngineError
 from .backends import NATIVE
 from .graph import Binding, Graph, read_graph
 from .messages import Messages
-from .network import check_network
+from .network import check_network, kinds_of
+from .plugins import AHEAD, Plugins, check_layers
 from .shapes import Range, shape_range, varies
 
 
@@ -34,6 +35,7 @@ class Builder:
         targets: architectures that every engine is for.
         ranges: how far the dimensions vary, from `dimension_ranges`.
         step: told what is being done.
+        plugins: operators that the graphs are to have as plugins; registered already.
     """
 
     def __init__(
@@ -44,17 +46,21 @@ class Builder:
         targets: tuple[str, ...],
         ranges: Mapping[str, Range],
         step: Callable[[str], None],
+        plugins: Plugins | None = None,
     ) -> None:
         self._trt, self._log, self._messages, self._step = trt, log, messages, step
+        self._plugins = plugins or Plugins()
         self._targets, self._ranges = targets, ranges
         self._builder = trt.Builder(log)
+        self._builder.max_threads = 1  # with more, what they allocate is ordered by chance, and with it the engine's bytes
 
     def build(self, job: EngineJob) -> dict[str, Any]:
         """Write the engine; returns what the sidecar says of it, without what is known from the file alone."""
         self._step(f"parsing {job.name}")
-        graph = read_graph(job.graph, self._targets)
+        graph = read_graph(job.graph, self._targets, self._plugins.forms)
         network = self._parse(graph, job.graph)
         layers = check_network(self._trt, network, graph)
+        plugins = check_layers(self._trt, layers, graph.fused, self._plugins)
         self._step(f"building {job.name}")
         self._compile(network, graph, job)
         return {
@@ -62,13 +68,15 @@ class Builder:
             "outputs": [vars(binding) for binding in graph.outputs],
             **vars(graph.expected),
             "rewrites": graph.rewrites,
-            "layers": layers,
+            "plugins": {name: {"nodes": count, "form": self._plugins.forms[name]} for name, count in plugins.items()},
+            "layers": kinds_of(layers),
         }
 
     def _parse(self, graph: Graph, path: Path) -> Any:
-        network = self._builder.create_network(1 << int(self._trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        network = self._builder.create_network(self._flags())
         parser = self._trt.OnnxParser(network, self._log)
         parsed = parser.parse(graph.data, str(path))  # the path tells where the weights file lies
+        self._plugins.faults.check(f"reading {path.name}")
         faults = [parser.get_error(k) for k in range(parser.num_errors)]
         if not parsed or faults:
             reasons = "; ".join(f"node {fault.node_name() or fault.node()}: {fault.desc()}" for fault in faults)
@@ -76,11 +84,19 @@ class Builder:
         self._messages.check(f"reading {path.name}")
         return network
 
+    def _flags(self) -> int:
+        flag = self._trt.NetworkDefinitionCreationFlag
+        flags = 1 << int(flag.STRONGLY_TYPED)
+        if AHEAD in self._plugins.forms.values():
+            flags |= 1 << int(flag.PREFER_AOT_PYTHON_PLUGINS)
+        return flags
+
     def _compile(self, network: Any, graph: Graph, job: EngineJob) -> None:
         config = self._builder.create_builder_config()
         self._set_targets(config)
         config.add_optimization_profile(self._profile(graph.inputs))
         engine = self._builder.build_serialized_network(network, config)
+        self._plugins.faults.check(f"building {job.name}")
         self._messages.check(f"building {job.name}")
         if engine is None:
             raise EngineError(f"TensorRT built no {job.name} engine and gave no reason.", "It may have run out of memory.")

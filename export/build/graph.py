@@ -13,6 +13,7 @@ from onnx import ModelProto, ValueInfoProto, helper
 from hart_edge.runtime.errors import EngineError
 from hart_edge.runtime.spec import REEXPORT
 
+from .fuse import fuse
 from .rewrite import ATTENTION, rewrite
 from .shapes import Shape
 
@@ -49,6 +50,7 @@ class Graph:
         data: the serialised ONNX model; its weights stay in the bundle's weights file.
         inputs, outputs: as the bundle declares them.
         rewrites: how often each pass of `rewrite.py` applied.
+        fused: nodes of every operator of ours.
     """
 
     data: bytes
@@ -56,19 +58,21 @@ class Graph:
     outputs: tuple[Binding, ...]
     expected: Expected
     rewrites: dict[str, int]
+    fused: dict[str, int]
 
 
-def read_graph(path: Path, targets: tuple[str, ...]) -> Graph:
-    """Read and rewrite an engine's ONNX file; EngineError when it is damaged."""
+def read_graph(path: Path, targets: tuple[str, ...], plugins: Iterable[str] = ()) -> Graph:
+    """Read and rewrite an engine's ONNX file, with the named operators of ours; EngineError when it is damaged."""
     try:
         model = onnx.load(path, load_external_data=False)
     except DecodeError as error:
         raise EngineError(f"{path} is no ONNX file: {error}.", REEXPORT) from error
     if not model.graph.node:
         raise EngineError(f"{path} is an empty graph.", REEXPORT)
+    fused = fuse(model, plugins)
     rewrites = rewrite(model, targets)
     inputs, outputs = _bindings(model.graph.input), _bindings(model.graph.output)
-    return Graph(model.SerializeToString(deterministic=True), inputs, outputs, _expected(model), rewrites)
+    return Graph(model.SerializeToString(deterministic=True), inputs, outputs, _expected(model), rewrites, fused)
 
 
 def _bindings(values: Iterable[ValueInfoProto]) -> tuple[Binding, ...]:

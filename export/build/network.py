@@ -14,8 +14,8 @@ from .graph import Binding, Expected, Graph
 REMEDY = "This release of TensorRT reads the graph differently; build with the release that README.md names."
 
 
-def check_network(trt: Any, network: Any, graph: Graph) -> dict[str, int]:
-    """Number of layers of every kind, sorted; EngineError when layers or bindings are not as declared."""
+def check_network(trt: Any, network: Any, graph: Graph) -> list[Any]:
+    """The layers; EngineError when layers or bindings are not as declared."""
     layers = [network.get_layer(k) for k in range(network.num_layers)]
     found = _found(trt, layers)
     if found != graph.expected:
@@ -25,6 +25,11 @@ def check_network(trt: Any, network: Any, graph: Graph) -> dict[str, int]:
         ("outputs", graph.outputs, [network.get_output(k) for k in range(network.num_outputs)]),
     ):
         _check_bindings(trt, kind, declared, tensors)
+    return layers
+
+
+def kinds_of(layers: list[Any]) -> dict[str, int]:
+    """Number of layers of every kind, sorted."""
     return dict(sorted(Counter(layer.type.name.lower() for layer in layers).items()))
 
 

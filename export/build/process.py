@@ -1,64 +1,66 @@
-"""The build process: TensorRT may crash or be killed there without harm to the caller.
-
-Messages to the caller, in order: ("step", what), ("node", what) any number of times, ("built", facts) per engine; or one
-exception, after which nothing follows.
-"""
+"""The build processes, one per engine: TensorRT may crash or be killed there without harm to the caller."""
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
+import pickle
+import subprocess
+import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import closing
-from dataclasses import dataclass
-from multiprocessing.connection import Connection
-from typing import Any
+from dataclasses import replace
+from typing import IO, Any
 
-from hart_edge.runtime.errors import EngineError, HartError
+from hart_edge.runtime.errors import EngineError
 
+from . import worker
 from .backends import BACKENDS
-from .builder import Builder, EngineJob
-from .messages import Messages, logger
-from .shapes import Range
+from .library import resolvable
+from .steady import start
+from .worker import BuildJob
 
-
-@dataclass(frozen=True)
-class BuildJob:
-    """What the process is to do: see `Builder` and `EngineJob`."""
-
-    backend: str
-    targets: tuple[str, ...]
-    ranges: Mapping[str, Range]
-    engines: tuple[EngineJob, ...]
+WORKER = f"{worker.__name__}:main"
 
 
 def run(job: BuildJob) -> Iterator[tuple[str, Any]]:
-    """Start the process and yield its steps and facts, ("step", what) and ("built", facts).
+    """Build the engines one after the other, each in a process; yields ("step", what) and, per engine, ("built", facts).
 
-    The process ends with the iterator, however that ends. Raises what the process raised, and EngineError with the step
-    and the node when it died.
+    A process ends with the iterator, however that ends. Raises what the process raised, and EngineError with the step and
+    the node when it died.
     """
-    context = multiprocessing.get_context("spawn")
-    connection, other = context.Pipe(duplex=False)
-    process = context.Process(target=work, args=(other, job), daemon=True)
-    process.start()
-    other.close()
-    try:
-        with closing(connection):
-            yield from _answers(connection, process, len(job.engines))
-    finally:
-        process.kill()
-        process.join()
+    library = BACKENDS[job.backend].library if job.plugins else ""
+    with resolvable(library) as environment:
+        for engine in job.engines:
+            yield from _build(replace(job, engines=(engine,)), environment)
 
 
-def _answers(connection: Connection, process: Any, engines: int) -> Iterator[tuple[str, Any]]:
-    step, node = "starting", ""
-    while engines:
+def _build(job: BuildJob, environment: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
+    with tempfile.TemporaryFile() as errors:
+        process = start(WORKER, environment, errors)
         try:
-            answer = connection.recv()
-        except EOFError:
-            process.join()
-            raise _death(process.exitcode, step, node) from None
+            _send(process, job)
+            yield from _answers(process, errors)
+        finally:
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    pipe.close()
+
+
+def _send(process: subprocess.Popen[bytes], job: BuildJob) -> None:
+    try:
+        pickle.dump(job, process.stdin)  # type: ignore[arg-type]
+        process.stdin.flush()  # type: ignore[union-attr]
+    except BrokenPipeError:  # it died; the answers say how
+        return
+
+
+def _answers(process: subprocess.Popen[bytes], errors: IO[bytes]) -> Iterator[tuple[str, Any]]:
+    step, node = "starting", ""
+    while True:
+        try:
+            answer = pickle.load(process.stdout)  # type: ignore[arg-type]
+        except (EOFError, pickle.UnpicklingError):
+            raise _death(process.wait(), step, node, errors) from None
         if isinstance(answer, Exception):
             raise answer
         kind, content = answer
@@ -67,26 +69,15 @@ def _answers(connection: Connection, process: Any, engines: int) -> Iterator[tup
             continue
         if kind == "step":
             step, node = content, ""
-        engines -= kind == "built"
         yield kind, content
+        if kind == "built":
+            return
 
 
-def _death(exit_code: int, step: str, node: str) -> EngineError:
+def _death(exit_code: int, step: str, node: str, errors: IO[bytes]) -> EngineError:
     how = f"was ended by signal {-exit_code}" if exit_code < 0 else f"ended with code {exit_code}"
     where = f"{step}, at node {node}" if node else step
-    return EngineError(f"the build process {how} while {where}.", "It may have run out of memory; try a smaller --batch.")
-
-
-def work(connection: Connection, job: BuildJob) -> None:
-    """Body of the process. Ctrl-C reaches it too; the caller alone decides what follows from it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        trt = BACKENDS[job.backend].load()
-        messages = Messages(lambda node: connection.send(("node", node)))
-        builder = Builder(trt, logger(trt, messages), messages, job.targets, job.ranges, lambda what: connection.send(("step", what)))
-        for engine in job.engines:
-            connection.send(("built", builder.build(engine)))
-    except OSError as error:
-        connection.send(OSError(error.errno, error.strerror))
-    except HartError as error:
-        connection.send(error)
+    errors.seek(0)
+    lines = [line.strip() for line in errors.read().decode(errors="replace").splitlines() if line.strip()]
+    said = f" Its last words: {lines[-1]}" if lines else ""
+    return EngineError(f"the build process {how} while {where}.{said}", "It may have run out of memory; try a smaller --batch.")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from onnx import ModelProto, NodeProto, TensorProto, helper, inliner, parser
 
+from hart_edge.plugins.graph_op import DOMAIN
+
 ATTENTION = "TRT_Attention"
 
 # The parser refuses the body's Slice by a computed length, and drops Attention's `nonpad_kv_seqlen` with a warning. Its own
@@ -32,10 +34,11 @@ def attend_with_lengths(model: ModelProto) -> int:
     calls: int = sum(node.op_type == "CachedAttention" for node in model.graph.node)
     if not calls:
         return 0
+    others = [function for function in model.functions if function.name != "CachedAttention"]
     del model.functions[:]
-    model.functions.append(parser.parse_function(CACHED_ATTENTION))
+    model.functions.extend([*others, parser.parse_function(CACHED_ATTENTION)])
     model.opset_import.append(helper.make_opsetid("trt", 1))
-    model.CopyFrom(inliner.inline_local_functions(model))
+    model.CopyFrom(inliner.inline_selected_functions(model, [(DOMAIN, "CachedAttention")]))
     return calls
 
 

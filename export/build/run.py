@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from hart_edge.runtime.bundle import Bundle
-from hart_edge.runtime.errors import InputError
+from hart_edge.runtime.cuda import Device
+from hart_edge.runtime.errors import EngineError, InputError
 from hart_edge.runtime.files import sha256_of, writable_folder
+from hart_edge.runtime.trt.launcher import HOST
+from hart_edge.runtime.trt.sidecar import SCHEMA, SIDECAR
 
 from . import process
-from .backends import BACKENDS, check_targets
+from .backends import BACKENDS, NATIVE, check_precision, check_targets
 from .builder import EngineJob
+from .plugins import NONE, check_plugins
 from .process import BuildJob
 from .shapes import dimension_ranges
 
-SIDECAR = "engines.json"
-SCHEMA = 1
 Progress = Callable[[str, int, int], None]  # what is being done, engines done, engines in all
 
 
@@ -32,44 +34,52 @@ def build_bundle(
     target: Path,
     backend: str = "tensorrt-rtx",
     targets: str | None = None,
-    precision: str = "fp16",
+    precision: str | None = None,
     batch: int = 4,
+    plugins: str = NONE,
     overwrite: bool = False,
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """Build every engine of a bundle.
 
     Args:
-        bundle: a checked bundle in this precision.
+        bundle: a checked bundle.
         target: folder to make; it holds NAME.engine for every engine and `engines.json`.
         backend: a name of `BACKENDS`.
         targets: architectures separated by commas, such as "sm86,sm89"; None for all that the backend builds for.
-        precision: only "fp16".
+        precision: that the bundle is expected to have, of `backends.PRECISIONS`; None for the one it has.
         batch: the largest number of pictures at a time.
+        plugins: operators that are to be TensorRT plugins: "none", "all", or names of `plugins/graph_ops.py` separated by
+            commas. EngineError when one has no place in the bundle's graphs, or falls back to its function body.
         overwrite: replace a folder of engines.
         progress: told what is being done.
 
-    Returns the content of `engines.json`. Two builds of the same bundle with the same tools agree in it but for the engines'
-    hashes: TensorRT-RTX 1.7 numbers what varies in an order that changes from build to build. The sizes stay.
+    Returns the content of `engines.json`. On Linux, where `steady.py` is let, two builds of the same bundle with the same
+    install are the same to the byte.
     """
-    chosen = check_targets(backend, targets)
-    _check(bundle, precision, batch)
-    BACKENDS[backend].require()
+    kind, wanted = check_precision(bundle, precision), check_plugins(plugins)
+    chosen, package = check_targets(backend, targets, kind), BACKENDS[backend].package
+    if batch < 1:
+        raise InputError(f"batch is {batch}; expected 1 or more.")
+    package.require()
     if overwrite and target.exists() and not (target / SIDECAR).is_file():
         raise InputError(f"{target} holds no engines and is not overwritten.", "Choose another folder or remove it yourself.")
     with writable_folder(target, overwrite) as folder:
         names = tuple(bundle.manifest.engines)
         jobs = tuple(EngineJob(name, bundle.engine(name).absolute(), folder / f"{name}.engine") for name in names)
-        job = BuildJob(backend, chosen, dimension_ranges(bundle.spec, batch), jobs)
+        job = BuildJob(backend, chosen, dimension_ranges(bundle.spec, batch), jobs, wanted)
         facts = dict(zip(names, _run(job, progress), strict=True))
+        _check_placed(wanted, facts)
         sidecar = {
             "schema": SCHEMA,
             "backend": backend,
+            "module": package.module,
             "targets": list(chosen),
-            "precision": precision,
+            "capability": Device(host=HOST).info.capability if chosen == (NATIVE,) else None,
+            "precision": kind,
             "batch": batch,
             "source": {name: entry.sha256 for name, entry in sorted(bundle.manifest.files.items())},
-            "tools": {name: version(name) for name in (BACKENDS[backend].module, "onnx", "hart-edge")},
+            "tools": {name: version(name) for name in (package.module, "onnx", "hart-edge")},
             "engines": {name: _file_facts(folder / f"{name}.engine") | facts[name] for name in names},
         }
         text = json.dumps(sidecar, indent=1) + "\n"
@@ -77,16 +87,14 @@ def build_bundle(
     return dict(json.loads(text))
 
 
-def _check(bundle: Bundle, precision: str, batch: int) -> None:
-    if precision != "fp16":
-        raise InputError(f"precision {precision!r} cannot be built; expected fp16.")
-    if bundle.manifest.precision != precision:
-        raise InputError(
-            f"bundle {bundle.root} is {bundle.manifest.precision}; expected {precision}.",
-            "Export it again with `hart-edge export … --precision fp16`.",
+def _check_placed(wanted: tuple[str, ...], facts: dict[str, Any]) -> None:
+    """EngineError for an operator that no graph has a place for."""
+    placed = {name for engine in facts.values() for name in engine["plugins"]}
+    if absent := [name for name in wanted if name not in placed]:
+        raise EngineError(
+            f"the bundle's graphs have no place for the plugin {absent[0]}; they have {', '.join(sorted(placed)) or 'none'}.",
+            "Name others with --plugins, or export the bundle again.",
         )
-    if batch < 1:
-        raise InputError(f"batch is {batch}; expected 1 or more.")
 
 
 def _run(job: BuildJob, progress: Progress) -> list[dict[str, Any]]:

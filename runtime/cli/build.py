@@ -9,38 +9,44 @@ import typer
 from rich.table import Table
 
 from ..bundle import Bundle, bundled_folder
-from ..errors import InputError
+from ..trt.sidecar import place_for
 from . import export_tools
-from .output import console, mebibytes, step_progress
+from .output import complain, console, mebibytes, step_progress
 
 
 def build(
     bundle: Annotated[Path | None, typer.Argument(help="Bundle folder [default: the bundled model, with -o].")] = None,
     backend: Annotated[str, typer.Option(help="tensorrt-rtx or tensorrt.")] = "tensorrt-rtx",
     target: Annotated[str | None, typer.Option(help="Architectures, such as sm86,sm89 [default: all that the backend builds for].")] = None,
-    precision: Annotated[str, typer.Option(help="fp16; the bundle must have it.")] = "fp16",
+    precision: Annotated[str | None, typer.Option(help="fp16, int8 or fp8; the bundle must have it [default: the bundle's].")] = None,
     batch: Annotated[int, typer.Option(help="The largest number of pictures at a time.")] = 4,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder to make [default: BUNDLE/BACKEND].")] = None,
+    plugins: Annotated[
+        str, typer.Option(help="Our kernels in place of TensorRT's: none, all, or names such as SwiGlu,AddRmsNorm.")
+    ] = "none",
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder to make [default: BUNDLE/BACKEND, where the engines are looked for].")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing engines.")] = False,
 ) -> None:
     """Build TensorRT engines ahead of time from a bundle; needs no GPU for tensorrt-rtx."""
     tools = export_tools.load("build", extra="tensorrt" if backend == "tensorrt" else "rtx")
     tools.check_targets(backend, target)
-    if bundle is None and output is None:
-        raise InputError("the bundled model lies inside the install, which is not written to.", "Name a folder with -o FOLDER.")
     opened = Bundle(bundled_folder() if bundle is None else bundle)
-    folder = opened.root / backend if output is None else output
+    folder = place_for(opened.root, backend) if output is None else output
     with step_progress() as progress:
-        sidecar = tools.build_bundle(opened, folder, backend, target, precision, batch, overwrite, progress)
+        sidecar = tools.build_bundle(opened, folder, backend, target, precision, batch, plugins, overwrite, progress)
     console().print(_table(sidecar, folder))
+    if not all(facts["repeatable"] for facts in sidecar["engines"].values()):
+        complain("note", "this system does not let processes repeat their addresses: a second build may differ in some bytes.")
 
 
 def _table(sidecar: dict[str, Any], folder: Path) -> Table:
     title = f"{folder}: {sidecar['backend']}, {sidecar['precision']}, {' '.join(sidecar['targets'])}, batch 1–{sidecar['batch']}"
     table = Table(title=title, title_justify="left")
-    for name in ("engine", "size", "layers", "attention", "with lengths", "cache updates"):
+    for name in ("engine", "size", "layers", "attention", "with lengths", "cache updates", "plugins"):
         table.add_column(name, justify="left" if name == "engine" else "right")
     for name, facts in sidecar["engines"].items():
         counts = (sum(facts["layers"].values()), facts["attention"], facts["attention_lengths"], facts["kv_cache_updates"])
-        table.add_row(name, mebibytes(facts["bytes"]), *map(str, counts))
+        plugins = ", ".join(f"{found['nodes']} {plugin}" for plugin, found in facts["plugins"].items())
+        table.add_row(name, mebibytes(facts["bytes"]), *map(str, counts), plugins or "0")
     return table

@@ -120,6 +120,9 @@ class CudaPython:
     def stream_address(self, stream: Handle) -> int:
         return int(stream)
 
+    def stream_at(self, address: int) -> Handle:
+        return self._api.CUstream(address)
+
     def synchronize_stream(self, stream: Handle) -> None:
         self._do(self._api.cuStreamSynchronize, stream)
 

@@ -127,6 +127,9 @@ class PyCuda:
     def stream_address(self, stream: Handle) -> int:
         return int(stream.handle)
 
+    def stream_at(self, address: int) -> Handle:
+        raise CudaStatus("stream_at", "CUDA_ERROR_NOT_SUPPORTED", "PyCUDA has no streams but its own")
+
     def synchronize_stream(self, stream: Handle) -> None:
         self._do(stream.synchronize)
 

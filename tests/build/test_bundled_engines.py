@@ -10,12 +10,13 @@ from typing import Any
 import onnx
 import pytest
 
-from hart_edge.export.build import SIDECAR, build_bundle
+from hart_edge.export.build import build_bundle
 from hart_edge.runtime import Bundle
 from hart_edge.runtime.bundle import bundled_folder
 from hart_edge.runtime.cli.app import run
 from hart_edge.runtime.errors import BundleError, InputError
 from hart_edge.runtime.files import sha256_of
+from hart_edge.runtime.trt.sidecar import SIDECAR
 
 DEPTH, TEXT_LAYERS = 6, 3
 
@@ -98,9 +99,10 @@ def test_an_unwritable_place(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "Name a folder with -o FOLDER"),
         (["-o", "x", "--target", "sm90"], "target 'sm90'"),
-        (["-o", "x", "--precision", "int8"], "precision 'int8' cannot be built"),
+        (["-o", "x", "--precision", "int8"], "is fp16; expected int8"),
+        (["-o", "x", "--precision", "int4"], "precision 'int4' cannot be built"),
+        (["-o", "x", "--plugins", "SwiGlu,Attention"], "plugin 'Attention' is unknown"),
         (["-o", "x", "--batch", "0"], "batch is 0"),
         (["-o", "x", "--backend", "cuda"], "backend 'cuda' is unknown"),
     ],
@@ -115,7 +117,7 @@ def test_bad_arguments(
 
 
 def test_an_fp32_bundle(bundle_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is fp32; expected fp16"):
+    with pytest.raises(InputError, match="is fp32; expected fp16 or int8 or fp8"):
         build_bundle(Bundle(bundle_folder), tmp_path / "out")
 
 

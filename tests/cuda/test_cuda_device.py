@@ -276,3 +276,16 @@ def test_events_measure_and_order(double: Double, device: Device) -> None:
 
 def test_registers(device: Device) -> None:
     assert device.module(b"").function("kernel").registers == 40
+
+
+def test_a_stream_of_another_library_is_used_and_left_alone(double: Double, device: Device) -> None:
+    if isinstance(double.record, PyCuda):
+        with pytest.raises(GpuError, match="taking a stream"):
+            device.stream_at(0xABC)
+        return
+    stream = device.stream_at(0xABC)
+    assert stream.address == 0xABC
+    stream.synchronize()
+    stream.close()
+    called = [name for name, *_ in double.record.calls]
+    assert "cuStreamSynchronize" in called and "cuStreamDestroy" not in called

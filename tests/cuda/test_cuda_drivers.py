@@ -107,11 +107,11 @@ def test_the_real_bindings_accept_the_types_of_every_argument() -> None:
         "destroy_graph": (graph,),
     }
     public = {name for name, _ in inspect.getmembers(CudaPython, inspect.isfunction) if name[0] != "_"}
-    assert set(calls) | {"stream_address"} == public
+    assert set(calls) | {"stream_address", "stream_at"} == public
     for name, arguments in calls.items():
         with pytest.raises(RuntimeError, match="NVIDIA driver library"):
             getattr(host, name)(*arguments)
-    assert host.stream_address(stream) == 1
+    assert host.stream_address(stream) == host.stream_address(host.stream_at(1)) == 1
 
 
 def test_the_statuses_that_are_told_apart_exist() -> None:
