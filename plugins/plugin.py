@@ -1,8 +1,8 @@
 """The operators of `graph_ops.py` as TensorRT plugins in Python: `IPluginV3`, the same for TensorRT and TensorRT-RTX.
 
-The TensorRT module is an argument: this file imports neither. No callback lets an exception out, because TensorRT does not
-survive that in `clone` and loses what it was told in others: every fault goes to `Faults`, whoever called TensorRT asks for
-them, and the callback answers with something harmless. `enqueue` alone raises as well, so that TensorRT stops.
+The TensorRT module is an argument: this file imports neither. No callback that computes anything lets an exception out,
+because TensorRT loses it or what it asked for: every fault goes to `Faults`, whoever called TensorRT asks for them, and the
+callback answers with something harmless. `enqueue` raises as well, so that TensorRT stops.
 """
 
 from __future__ import annotations
@@ -84,13 +84,12 @@ class Callbacks:
     def get_capability_interface(self, kind: Any) -> Any:
         return self
 
-    @_guarded(lambda self: self)
     def clone(self) -> Any:
+        """Not guarded, for there is no harmless answer: TensorRT crashes without a new plugin. Only attributes are set."""
         return type(self)(self.adapter)  # type: ignore[call-arg]
 
-    @_guarded(lambda self, context: self)
     def attach_to_context(self, context: Any) -> Any:
-        return type(self)(self.adapter)  # type: ignore[call-arg]
+        return self.clone()
 
     @_guarded(lambda self, types: list(types)[:1] * self.adapter.op.outputs)
     def get_output_data_types(self, types: Any) -> Any:
@@ -138,14 +137,19 @@ class Callbacks:
             raise
 
 
+def set_up(plugin: Any, adapter: Adapter) -> None:
+    """What a plugin says of itself."""
+    plugin.adapter, plugin.num_outputs = adapter, adapter.op.outputs
+    plugin.plugin_name, plugin.plugin_version, plugin.plugin_namespace = adapter.op.name, PLUGIN_VERSION, DOMAIN
+
+
 def _plugin_class(trt: Any, launch: Launcher, faults: Faults) -> Any:
     interfaces = tuple(getattr(trt, name) for name in INTERFACES)
 
     def __init__(self: Any, adapter: Adapter) -> None:
         for interface in interfaces:
             interface.__init__(self)
-        self.adapter, self.num_outputs = adapter, adapter.op.outputs
-        self.plugin_name, self.plugin_version, self.plugin_namespace = adapter.op.name, PLUGIN_VERSION, DOMAIN
+        set_up(self, adapter)
 
     members = {"__init__": __init__, "trt": trt, "launch": staticmethod(launch), "faults": faults}
     return type("Plugin", (Callbacks, *interfaces), members)

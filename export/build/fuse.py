@@ -72,6 +72,7 @@ def _replace(model: ModelProto, name: str, matches: list[Match]) -> None:
     kept = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]
     graph.node.extend(_live(kept, {value.name for value in graph.output}))
+    _drop_unread(graph)
     graph.initializer.extend(weight for match in matches for weight in match.weights)
     model.functions.append(parser.parse_function(GRAPH_OPS[name].function))
 
@@ -89,6 +90,13 @@ def _live(nodes: list[NodeProto], wanted: set[str]) -> list[NodeProto]:
             wanted.update(node.input)
             live.append(node)
     return live[::-1]
+
+
+def _drop_unread(graph: GraphProto) -> None:
+    read = {name for node in graph.node for name in node.input}
+    kept = [TensorProto.FromString(tensor.SerializeToString()) for tensor in graph.initializer if tensor.name in read]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
 
 
 def _add_rms_norm(view: GraphView, node: NodeProto) -> Match | None:

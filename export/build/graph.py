@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, ValueInfoProto, helper
 
+from hart_edge.plugins.graph_op import DOMAIN
 from hart_edge.runtime.errors import EngineError
 from hart_edge.runtime.spec import REEXPORT
 
@@ -69,10 +71,16 @@ def read_graph(path: Path, targets: tuple[str, ...], plugins: Iterable[str] = ()
         raise EngineError(f"{path} is no ONNX file: {error}.", REEXPORT) from error
     if not model.graph.node:
         raise EngineError(f"{path} is an empty graph.", REEXPORT)
-    fused = fuse(model, plugins)
+    fuse(model, plugins)
     rewrites = rewrite(model, targets)
     inputs, outputs = _bindings(model.graph.input), _bindings(model.graph.output)
-    return Graph(model.SerializeToString(deterministic=True), inputs, outputs, _expected(model), rewrites, fused)
+    return Graph(model.SerializeToString(deterministic=True), inputs, outputs, _expected(model), rewrites, _ours(model, plugins))
+
+
+def _ours(model: ModelProto, plugins: Iterable[str]) -> dict[str, int]:
+    """Nodes of every operator that is to be a plugin, whether they were fused here or came with the file."""
+    counts = Counter(node.op_type for node in model.graph.node if node.domain == DOMAIN)
+    return {name: counts[name] for name in plugins if counts[name]}
 
 
 def _bindings(values: Iterable[ValueInfoProto]) -> tuple[Binding, ...]:

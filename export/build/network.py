@@ -5,11 +5,22 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-import numpy as np
-
 from hart_edge.runtime.errors import EngineError
 
 from .graph import Binding, Expected, Graph
+
+DTYPES = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "BF16": "bfloat16",
+    "INT64": "int64",
+    "INT32": "int32",
+    "INT8": "int8",
+    "UINT8": "uint8",
+    "BOOL": "bool",
+    "FP8": "float8_e4m3fn",
+}
+"""NumPy's and ml_dtypes' names of TensorRT's types."""
 
 REMEDY = "This release of TensorRT reads the graph differently; build with the release that README.md names."
 
@@ -24,7 +35,7 @@ def check_network(trt: Any, network: Any, graph: Graph) -> list[Any]:
         ("inputs", graph.inputs, [network.get_input(k) for k in range(network.num_inputs)]),
         ("outputs", graph.outputs, [network.get_output(k) for k in range(network.num_outputs)]),
     ):
-        _check_bindings(trt, kind, declared, tensors)
+        _check_bindings(kind, declared, tensors)
     return layers
 
 
@@ -46,9 +57,9 @@ def _has_lengths(trt: Any, layer: Any) -> bool:
     return any(tensor is not None and tensor.dtype == trt.int32 and len(tensor.shape) == 1 for tensor in inputs)
 
 
-def _check_bindings(trt: Any, kind: str, declared: tuple[Binding, ...], tensors: list[Any]) -> None:
+def _check_bindings(kind: str, declared: tuple[Binding, ...], tensors: list[Any]) -> None:
     want = [(b.name, b.dtype, tuple(-1 if isinstance(d, str) else d for d in b.shape)) for b in declared]
-    have = [(t.name, np.dtype(trt.nptype(t.dtype)).name, tuple(t.shape)) for t in tensors]
+    have = [(t.name, DTYPES.get(t.dtype.name, t.dtype.name), tuple(t.shape)) for t in tensors]
     if want != have:
         differing = sorted(set(want) ^ set(have))
         raise EngineError(f"the parsed network's {kind} differ from the graph's, first {differing[:1] or 'in their order'}.", REMEDY)

@@ -6,7 +6,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import onnx
 import tensorrt_rtx
 from onnx import parser
@@ -26,7 +25,7 @@ class Recorder:
 
 
 def tensor(name: str) -> SimpleNamespace:
-    return SimpleNamespace(name=name, dtype="HALF", shape=(-1, 8))
+    return SimpleNamespace(name=name, dtype=SimpleNamespace(name="HALF"), shape=(-1, 8))
 
 
 def double(record: Recorder) -> SimpleNamespace:
@@ -48,7 +47,6 @@ def double(record: Recorder) -> SimpleNamespace:
         OnnxParser=lambda given, log: parsing,
         LayerType=tensorrt_rtx.LayerType,
         NetworkDefinitionCreationFlag=tensorrt_rtx.NetworkDefinitionCreationFlag,
-        nptype=lambda dtype: {"HALF": np.float16}[dtype],
         int32="INT32",
     )
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import os
 import pickle
 import signal
 import sys
 from typing import Any
+
+from hart_edge.export.build import worker
+from hart_edge.export.build.plugins import PYTHON, Plugins
+from hart_edge.plugins import adapter, plugin
 
 
 def answer(content: Any) -> None:
@@ -34,3 +39,52 @@ def full_disk() -> None:
 def endless() -> None:
     answer(("step", "building transformer"))
     signal.pause()
+
+
+def unregistered() -> None:
+    """The real worker, whose plugins TensorRT does not know."""
+    worker.register = lambda trt, backend, names: Plugins(dict.fromkeys(names, PYTHON))
+    worker.main()
+
+
+def raising_shapes() -> None:
+    _break(adapter.Adapter, "output_shapes")
+
+
+def raising_formats() -> None:
+    _break(adapter.Adapter, "supports")
+
+
+def raising_scratch() -> None:
+    _break(adapter.Adapter, "scratch_bytes")
+
+
+def raising_fields() -> None:
+    _break(plugin, "_fields")
+
+
+def raising_clone() -> None:
+    _break(plugin.Callbacks, "clone")
+
+
+def spying() -> None:
+    """The real worker, whose facts say which callbacks of plugins were called."""
+    asked: set[str] = set()
+    for name, callback in inspect.getmembers(plugin.Callbacks, inspect.isfunction):
+
+        def spy(self: Any, *arguments: Any, name: str = name, callback: Any = callback) -> Any:
+            asked.add(name)
+            return callback(self, *arguments)
+
+        setattr(plugin.Callbacks, name, spy)
+    build = worker.Builder.build
+    worker.Builder.build = lambda self, job: build(self, job) | {"asked": sorted(asked)}
+    worker.main()
+
+
+def _break(owner: Any, name: str) -> None:
+    def fail(*arguments: Any) -> None:
+        raise ValueError("deliberate")
+
+    setattr(owner, name, fail)
+    worker.main()
