@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from .certificate import Certificate
 from .drivers.libcuda import LIBRARY
 from .engine import Engine
 from .errors import InputError
 from .memory import Memory
 from .ort import OrtCpu
 from .scale_loop import ScaleLoop
+from .trt.packages import PACKAGES, package_for
+from .trt.sidecar import find_engines
 
 AUTO, CUDA, CPU = "auto", "cuda", "cpu"
 
@@ -40,6 +43,14 @@ class ResidentBackend(Protocol):
         """The loop to run in place of `loop`, which runs the engines one by one."""
 
 
+@runtime_checkable
+class CertifiedBackend(Protocol):
+    """A backend whose engines are other files than the bundle's, with a certificate of their own."""
+
+    def certificate(self, bundle: Path) -> Certificate:
+        """Of the engines that were built for the bundle."""
+
+
 def _cuda(threads: int, low_vram: bool) -> Backend:
     from .fused.backend import FusedBackend  # loads nothing of CUDA unless it is asked for
 
@@ -52,12 +63,26 @@ def _ort_cuda(threads: int, low_vram: bool) -> Backend:
     return OrtCuda()
 
 
+def _tensorrt(name: str) -> Callable[[int, bool], Backend]:
+    def open_tensorrt(threads: int, low_vram: bool) -> Backend:
+        from .trt.backend import TrtBackend  # loads nothing of CUDA unless it is asked for
+
+        return TrtBackend(name)
+
+    return open_tensorrt
+
+
 def _cpu(threads: int, low_vram: bool) -> Backend:
     return OrtCpu(threads)
 
 
-_OPENERS: dict[str, Callable[[int, bool], Backend]] = {CUDA: _cuda, "ort-cuda": _ort_cuda, CPU: _cpu}
-"""Every backend, the fastest first: the order in which `auto` tries them."""
+_OPENERS: dict[str, Callable[[int, bool], Backend]] = {
+    **{name: _tensorrt(name) for name in PACKAGES},
+    CUDA: _cuda,
+    "ort-cuda": _ort_cuda,
+    CPU: _cpu,
+}
+"""Every backend, in the order in which `auto` tries them: what was built for the bundle first, then the fastest."""
 
 BACKENDS = (AUTO, *_OPENERS)
 
@@ -69,17 +94,30 @@ def check_backend(backend: str) -> str:
     return backend
 
 
-def candidates(backend: str, low_vram: bool = False) -> tuple[str, ...]:
+def candidates(backend: str, low_vram: bool = False, bundle: Path | None = None) -> tuple[str, ...]:
     """The backends that a name stands for, in the order to try them; without an NVIDIA driver only the CPU, at no loss.
 
-    InputError for a backend that runs on the GPU and cannot spare its memory where low_vram asks for that.
+    TensorRT is among those of "auto" where its engines were built for the bundle; if both packages' were, the one that is
+    meant for the card comes first. InputError for a backend that runs on the GPU and cannot spare its memory where low_vram
+    asks for that.
     """
     sparing = (CUDA, CPU) if low_vram else tuple(_OPENERS)
     if check_backend(backend) == AUTO:
-        return sparing if has_driver() else (CPU,)
+        return (*_built(sparing, bundle), *(name for name in sparing if name not in PACKAGES)) if has_driver() else (CPU,)
     if backend not in sparing:
         raise InputError(f"backend {backend} was asked to spare GPU memory (low_vram); expected one of {', '.join(sparing)}.")
     return (backend,)
+
+
+def _built(names: Iterable[str], bundle: Path | None) -> list[str]:
+    """Of the names, those whose engines were built for the bundle."""
+    found = [name for name in names if name in PACKAGES and bundle is not None and find_engines(bundle, name) is not None]
+    if len(found) > 1:
+        from .doctor.gpu import look_at_gpus  # asks the driver alone
+
+        gpus = look_at_gpus().gpus
+        found.sort(key=lambda name: not gpus or name != package_for(gpus[0].capability))
+    return found
 
 
 def open_backend(backend: str, threads: int, low_vram: bool = False) -> Backend:

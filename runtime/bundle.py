@@ -23,6 +23,7 @@ from .spec import ENGINES, REEXPORT, ModelSpec
 SCHEMA = 1
 MANIFEST = "manifest.json"
 CERTIFICATE = "accuracy.json"
+SIDECAR = "engines.json"  # beside engines that were built from a bundle
 WEIGHTS = "weights.safetensors"
 PRECISIONS = ("fp32", "fp16")
 PACKAGE = Path(__file__).parent  # where the bundle of this install lies, in the folder `bundled`

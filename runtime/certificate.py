@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .bundle import CERTIFICATE, MANIFEST
+from .bundle import CERTIFICATE, MANIFEST, SIDECAR
 from .files import sha256_of
 
 
@@ -26,10 +26,15 @@ class Certificate:
     report: dict[str, Any]
 
 
-def read_certificate(root: Path) -> Certificate:
-    """The certificate of the bundle in `root`; it applies while the manifest (which hashes every file) is unchanged."""
+def read_certificate(root: Path, engines: Path | None = None) -> Certificate:
+    """The certificate of the bundle in `root`; it applies while the manifest (which hashes every file) is unchanged.
+
+    Args:
+        engines: folder of engines that were built from the bundle; their certificate, which lies there, applies while
+            `engines.json` is unchanged, too.
+    """
     try:
-        report = json.loads((root / CERTIFICATE).read_text(encoding="utf-8"))
+        report = json.loads(((engines or root) / CERTIFICATE).read_text(encoding="utf-8"))
         passed, manifest = report["passed"] is True, report["manifest_sha256"]
     except FileNotFoundError:
         return Certificate(False, "not verified: no accuracy.json", {})
@@ -37,6 +42,8 @@ def read_certificate(root: Path) -> Certificate:
         return Certificate(False, "not verified: accuracy.json cannot be read", {})
     if manifest != sha256_of(root / MANIFEST):
         return Certificate(False, "not verified: accuracy.json belongs to another version of this bundle", report)
+    if engines is not None and report.get("engines_sha256") != sha256_of(engines / SIDECAR):
+        return Certificate(False, "not verified: accuracy.json belongs to other engines", report)
     if not passed:
         return Certificate(False, f"verification FAILED on {report.get('date', 'an unknown date')}", report)
     return Certificate(True, f"verified on {report.get('date', 'an unknown date')}", report)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 
-from hart_edge.plugins import Buffer, guided_sample
+from hart_edge.plugins import Buffer, guided_sample, sources
 from hart_edge.plugins.guided_sample import Sampling
 
+from .cuda import Device
 from .device_memory import DeviceMemory
 from .engine import DeviceTensor, Tensor
+from .errors import GpuError, HartWarning, KernelError, MissingPackageError
 from .kernels import KernelLibrary
 from .noise import Float32, Noise, PhiloxNoise
 from .options import Options, top_k_of
@@ -63,6 +67,17 @@ class DeviceSampledLoop(ScaleLoop):
         for j in range(batch):
             self._memory.write(last[j], logits[j][logits.shape[1] - 1 :])
         return last, None
+
+
+def sampled_on(device: Device, memory: DeviceMemory, loop: ScaleLoop) -> ScaleLoop:
+    """The loop with sampling on the GPU; `loop` itself, with HartWarning, where the kernel for that cannot be made."""
+    try:
+        library = KernelLibrary(device, sources(), guided_sample.KERNELS)
+        library.load()
+    except (GpuError, KernelError, MissingPackageError) as error:
+        warnings.warn(f"sampling runs on the CPU, which takes longer: {error}", HartWarning, stacklevel=3)
+        return loop
+    return DeviceSampledLoop(loop, memory, library)
 
 
 def _buffer(tensor: DeviceTensor) -> Buffer:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import onnxruntime as ort
 
-from hart_edge.plugins import guided_sample, sources
-
 from .bundle import Bundle
 from .cuda import Device
 from .device_memory import DeviceMemory
-from .device_sampling import DeviceSampledLoop
+from .device_sampling import sampled_on
 from .engine import Engine, Tensors
-from .errors import EngineError, GpuError, GpuLostError, GpuMemoryError, HartError, HartWarning, KernelError, MissingPackageError
-from .kernels import KernelLibrary
+from .errors import EngineError, GpuError, GpuLostError, GpuMemoryError, HartError
 from .ort import OrtEngine, first_line, open_session, session_options
 from .ort_cuda_setup import PROVIDER, check_driver, check_provider, load_libraries
 from .ort_graphs import Slots
@@ -56,13 +52,7 @@ class OrtCuda:
 
     def make_loop(self, loop: ScaleLoop) -> ScaleLoop:
         """A loop that samples on the GPU; `loop` itself, with HartWarning, where the kernel for that cannot be made."""
-        try:
-            library = KernelLibrary(self._device, sources(), guided_sample.KERNELS)
-            library.load()
-        except (GpuError, KernelError, MissingPackageError) as error:
-            warnings.warn(f"sampling runs on the CPU, which takes longer: {error}", HartWarning, stacklevel=2)
-            return loop
-        return DeviceSampledLoop(loop, self.memory, library)
+        return sampled_on(self._device, self.memory, loop)
 
     def close(self) -> None:
         """Free all memory; the engines must be closed before. Idempotent."""

@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from .backends import Backend, ResidentBackend, candidates, open_backend
+from .backends import Backend, CertifiedBackend, ResidentBackend, candidates, open_backend
 from .bundle import Bundle, bundled_folder
-from .certificate import read_certificate
+from .certificate import Certificate, read_certificate
 from .diffusion import ResidualDiffusion
 from .engine import Engine, Tensor
 from .errors import BundleError, EngineError, GpuError, HartWarning, InputError, MissingPackageError
@@ -114,7 +114,8 @@ class Pipeline:
 
         Args:
             path: the bundle; None for the one that came with this install.
-            backend: "cuda", "ort-cuda", "cpu", or "auto" for the fastest that works; HartWarning says why one was passed over.
+            backend: "tensorrt-rtx", "tensorrt", "cuda", "ort-cuda", "cpu", or "auto" for the fastest that works, TensorRT only
+                where its engines were built for the bundle; HartWarning says why one was passed over.
             require_verified: refuse a bundle without a valid certificate (otherwise HartWarning says so).
             check_files: compare every file's size and SHA-256 with the manifest first.
             threads: CPU threads per operator, 0 for one per core.
@@ -125,19 +126,21 @@ class Pipeline:
         here, MissingPackageError or GpuError, with the remedy.
         """
         bundle = Bundle(bundled_folder() if path is None else path, check_files=check_files)
-        certificate = read_certificate(bundle.root)
-        if not certificate.valid:
-            message = f"bundle {bundle.root} is {certificate.summary}."
-            hint = "Run `hart-edge verify BUNDLE --checkpoint CHECKPOINT`."
-            if require_verified:
-                raise BundleError(message, hint)
-            warnings.warn(f"{message} {hint}", HartWarning, stacklevel=2)
-        return cls.open(bundle, backend=backend, threads=threads, low_vram=low_vram)
+        _judge(read_certificate(bundle.root), f"bundle {bundle.root}", "", require_verified)
+        pipe = cls.open(bundle, backend=backend, threads=threads, low_vram=low_vram)
+        try:
+            if isinstance(pipe._backend, CertifiedBackend):
+                certificate, flags = pipe._backend.certificate(bundle.root), f" --backend {pipe.backend}"
+                _judge(certificate, f"bundle {bundle.root} with {pipe.backend}", flags, require_verified)
+        except BundleError:
+            pipe.close()
+            raise
+        return pipe
 
     @classmethod
     def open(cls, bundle: Bundle, *, backend: str = "auto", threads: int = 0, low_vram: bool = False) -> Pipeline:
         """Load the engines of a bundle as it is, checked or not, certified or not."""
-        *faster, last = candidates(backend, low_vram)
+        *faster, last = candidates(backend, low_vram, bundle.root)
         for name in faster:
             try:
                 return cls._open(bundle, open_backend(name, threads, low_vram))
@@ -246,6 +249,16 @@ class Pipeline:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def _judge(certificate: Certificate, what: str, flags: str, require: bool) -> None:
+    """Warn of a certificate that does not apply; BundleError if it is required."""
+    if certificate.valid:
+        return
+    message, hint = f"{what} is {certificate.summary}.", f"Run `hart-edge verify BUNDLE --checkpoint CHECKPOINT{flags}`."
+    if require:
+        raise BundleError(message, hint)
+    warnings.warn(f"{message} {hint}", HartWarning, stacklevel=3)
 
 
 def _open_tokenizer(bundle: Bundle) -> PromptTokenizer | None:

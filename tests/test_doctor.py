@@ -221,7 +221,8 @@ def test_json_to_a_file_and_to_standard_output(pretended: Machine, tmp_path: Pat
     assert run(["doctor", "--json", str(target)]) == 0
     assert "what works" in capsys.readouterr().out
     facts = json.loads(target.read_text())
-    assert facts["auto"] == "cuda" and facts["abilities"][0] == {"command": CUDA, "backend": "cuda", "lacks": [], "works": True}
+    assert facts["auto"] == "cuda"
+    assert {"command": CUDA, "backend": "cuda", "lacks": [], "works": True} in facts["abilities"]
     assert {entry["name"] for entry in facts["packages"] if entry["fits"]} >= set(CORE_PACKAGES)
     assert [entry["use"] for entry in facts["disks"]] == ["kernel cache", "working folder"]
     assert facts["system"]["memory"] > 1 << 28 and facts["disks"][1]["free"] > 0

@@ -8,12 +8,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from hart_edge.runtime.bundle import Bundle
+from hart_edge.runtime.bundle import SIDECAR, Bundle
 from hart_edge.runtime.cuda import Device
 from hart_edge.runtime.errors import EngineError, InputError
 from hart_edge.runtime.files import sha256_of, writable_folder
 from hart_edge.runtime.trt.launcher import HOST
-from hart_edge.runtime.trt.sidecar import SCHEMA, SIDECAR
+from hart_edge.runtime.trt.sidecar import SCHEMA
 
 from . import process
 from .backends import BACKENDS, NATIVE, check_precision, check_targets

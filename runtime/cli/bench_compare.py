@@ -51,7 +51,7 @@ def backends(asked: Asked) -> tuple[str, ...]:
     """Of a comparison: the one asked for, or all that `auto` tries; the CPU only where there is no GPU."""
     if asked.backend != AUTO or not asked.references:
         return (asked.backend,)
-    found = candidates(AUTO, asked.low_vram)
+    found = candidates(AUTO, asked.low_vram, asked.bundle.root)
     return tuple(name for name in found if name != CPU) or found
 
 

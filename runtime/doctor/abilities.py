@@ -15,13 +15,14 @@ from ..bundle import Bundle
 from ..errors import HartError, MissingPackageError
 from ..ort import first_line
 from ..ort_cuda_setup import check_provider
+from ..trt.packages import CLASSIC, PACKAGES, RTX
 from .gpu import GpuState, driver_lacks, gpu_lacks
 from .lack import Lack, lack_of
 from .packages import CORE, install_command, packages_of
 
 DRAW = "generate --backend"
 ORT_CUDA = "ort-cuda"
-EXTRAS = {CUDA: "fused", ORT_CUDA: "gpu"}
+EXTRAS = {CUDA: "fused", ORT_CUDA: "gpu", RTX: "rtx", CLASSIC: "tensorrt"}
 SMALL_ENGINE = "transition"
 """The engine of the bundled model that is opened to see whether engines open."""
 
@@ -53,16 +54,16 @@ def look_at_abilities(state: GpuState, model: Path | None) -> list[Ability]:
     drawing = [Ability(f"{DRAW} {name}", name, _backend_lacks(name, state, model)) for name in BACKENDS if name != AUTO]
     return [
         *drawing,
-        Ability("build --backend tensorrt-rtx", "tensorrt-rtx", _package_lacks("rtx")),
-        Ability("build --backend tensorrt", "tensorrt", (*gpu_lacks(state), *_package_lacks("tensorrt"))),
+        Ability("build --backend tensorrt-rtx", RTX, _package_lacks("rtx", parts=False)),
+        Ability("build --backend tensorrt", CLASSIC, (*gpu_lacks(state), *_package_lacks("tensorrt"))),
         Ability("export, verify, eval", "", _package_lacks("export")),
     ]
 
 
-def choose(abilities: Iterable[Ability]) -> str | None:
-    """The backend that `auto` takes, None if not even the CPU works."""
+def choose(abilities: Iterable[Ability], model: Path | None = None) -> str | None:
+    """The backend that `auto` takes for a bundle, None if not even the CPU works."""
     working = {ability.backend for ability in abilities if ability.works and ability.command.startswith(DRAW)}
-    return next((name for name in candidates(AUTO) if name in working), None)
+    return next((name for name in candidates(AUTO, bundle=model) if name in working), None)
 
 
 def _backend_lacks(name: str, state: GpuState, model: Path | None) -> tuple[Lack, ...]:
@@ -74,7 +75,7 @@ def _backend_lacks(name: str, state: GpuState, model: Path | None) -> tuple[Lack
 def _known_lacks(name: str, state: GpuState) -> list[Lack]:
     if name == CPU:
         return []
-    if name == CUDA:
+    if name in (CUDA, *PACKAGES):
         return gpu_lacks(state) + driver_lacks(state)
     return gpu_lacks(state) + (_build_lacks() if name == ORT_CUDA else [])
 
@@ -88,8 +89,9 @@ def _build_lacks() -> list[Lack]:
     return []
 
 
-def _package_lacks(extra: str) -> tuple[Lack, ...]:
-    wrong = [str(package) for package in packages_of(extra) if not package.fits]
+def _package_lacks(extra: str, parts: bool = True) -> tuple[Lack, ...]:
+    """parts: with what the extra brings through other extras, too."""
+    wrong = [str(package) for package in packages_of(extra, parts) if not package.fits]
     return (Lack(f"packages: {'; '.join(wrong)}.", install_command(extra)),) if wrong else ()
 
 

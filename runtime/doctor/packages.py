@@ -25,7 +25,7 @@ REQUIREMENTS: dict[str, tuple[str, ...]] = {
     "gpu": ("onnxruntime-gpu>=1.31",),
     "fused": ("nvmath-python>=1.0", "nvidia-cublas>=13.0", "nvidia-cudnn-frontend>=1.32", "nvidia-cudnn-cu13>=9.19"),
     "rtx": ("tensorrt-rtx>=1.7", "onnx>=1.20"),
-    "tensorrt": ("tensorrt>=10.13", "onnx>=1.20"),
+    "tensorrt": ("tensorrt>=11.4", "onnx>=1.20"),
     "export": (
         "torch==2.13.0",
         "onnx>=1.20",
@@ -39,7 +39,7 @@ REQUIREMENTS: dict[str, tuple[str, ...]] = {
 }
 """By extra, as pyproject.toml has them (a test compares the two): an application may ship without metadata of its own."""
 
-PARTS = {"cuda": ("nvrtc",), "gpu": ("cuda", "nvrtc"), "fused": ("cuda", "nvrtc")}
+PARTS = {"cuda": ("nvrtc",), **{extra: ("cuda", "nvrtc") for extra in ("gpu", "fused", "rtx", "tensorrt")}}
 """Other extras that an extra brings."""
 
 _REQUIREMENT = re.compile(r"([\w.-]+)(>=|==)([\d.]+)")
@@ -74,9 +74,9 @@ class Package:
         return f"{self.name} {self.version or 'absent'}, expected {self.expected}"
 
 
-def packages_of(extra: str) -> list[Package]:
-    """What an extra needs beside the core install, the extras that it brings included."""
-    return [_look_up(text, part) for part in (extra, *PARTS.get(extra, ())) for text in REQUIREMENTS[part]]
+def packages_of(extra: str, parts: bool = True) -> list[Package]:
+    """What an extra needs beside the core install, the extras that it brings included unless `parts` is False."""
+    return [_look_up(text, part) for part in (extra, *(PARTS.get(extra, ()) if parts else ())) for text in REQUIREMENTS[part]]
 
 
 def all_packages() -> list[Package]:

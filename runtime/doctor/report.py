@@ -37,5 +37,6 @@ class Report:
 def diagnose() -> Report:
     """Look at everything. Opens every backend that may work and one engine of the bundled model in it; draws nothing."""
     gpu, model = look_at_gpus(), look_at_model()
-    abilities = look_at_abilities(gpu, Path(model.folder) if model.usable else None)
-    return Report(look_at_system(), all_packages(), gpu, look_at_disks(), model, abilities, choose(abilities))
+    folder = Path(model.folder) if model.usable else None
+    abilities = look_at_abilities(gpu, folder)
+    return Report(look_at_system(), all_packages(), gpu, look_at_disks(), model, abilities, choose(abilities, folder))

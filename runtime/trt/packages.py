@@ -10,6 +10,10 @@ from typing import Any
 from ..errors import EngineError, MissingPackageError
 
 RTX, CLASSIC = "tensorrt-rtx", "tensorrt"
+RTX_CARDS = (75, 80, 86, 89, 120, 121)
+"""Compute capabilities that TensorRT-RTX runs on; it refuses Hopper (90) and the datacenter's Blackwell (100)."""
+
+A100 = 80
 
 
 @dataclass(frozen=True)
@@ -50,3 +54,8 @@ class TensorRtPackage:
 
 
 PACKAGES = {RTX: TensorRtPackage(RTX, "tensorrt_rtx", "rtx"), CLASSIC: TensorRtPackage(CLASSIC, "tensorrt", "tensorrt")}
+
+
+def package_for(capability: int) -> str:
+    """The package that is meant for a card: TensorRT for datacenter cards, TensorRT-RTX for the others."""
+    return RTX if capability in RTX_CARDS and capability != A100 else CLASSIC

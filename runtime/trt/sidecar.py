@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..bundle import MANIFEST, Bundle, bundled_folder
+from ..bundle import MANIFEST, SIDECAR, Bundle, bundled_folder
 from ..errors import EngineError, InputError, MissingPackageError
 
-SIDECAR = "engines.json"
 SCHEMA = 2
 Range = tuple[tuple[int, ...], tuple[int, ...]]
 

@@ -12,11 +12,10 @@ import pytest
 
 from hart_edge.export.build import build_bundle
 from hart_edge.runtime import Bundle
-from hart_edge.runtime.bundle import bundled_folder
+from hart_edge.runtime.bundle import SIDECAR, bundled_folder
 from hart_edge.runtime.cli.app import run
 from hart_edge.runtime.errors import BundleError, InputError
 from hart_edge.runtime.files import sha256_of
-from hart_edge.runtime.trt.sidecar import SIDECAR
 
 DEPTH, TEXT_LAYERS = 6, 3
 

@@ -19,6 +19,8 @@ from hart_edge.runtime import pipeline as pipeline_module
 from hart_edge.runtime.backends import BACKENDS, candidates, has_driver, open_backend
 from hart_edge.runtime.bundle import bundled_folder
 from hart_edge.runtime.cuda import DeviceInfo
+from hart_edge.runtime.doctor import gpu
+from hart_edge.runtime.doctor.gpu import Gpu, GpuState
 from hart_edge.runtime.ort import OrtCpu
 
 GPU_BUILD = ["CUDAExecutionProvider", "CPUExecutionProvider"]
@@ -40,7 +42,11 @@ def test_auto_and_cpu_are_always_there() -> None:
     assert "ort-cuda" in BACKENDS
 
 
-@pytest.mark.parametrize(("present", "expected"), [(True, BACKENDS[1:]), (False, ("cpu",))])
+WITHOUT_ENGINES = ("cuda", "ort-cuda", "cpu")
+"""What `auto` tries for a bundle for which no TensorRT engines were built."""
+
+
+@pytest.mark.parametrize(("present", "expected"), [(True, WITHOUT_ENGINES), (False, ("cpu",))])
 def test_auto_tries_everything_only_where_there_is_a_driver(
     monkeypatch: pytest.MonkeyPatch, present: bool, expected: tuple[str, ...]
 ) -> None:
@@ -49,6 +55,30 @@ def test_auto_tries_everything_only_where_there_is_a_driver(
     assert candidates("ort-cuda") == ("ort-cuda",)
     with pytest.raises(InputError, match="'abacus' is unknown; expected one of auto"):
         candidates("abacus")
+
+
+@pytest.mark.parametrize(
+    ("built", "capability", "expected"),
+    [
+        (["tensorrt"], 86, ("tensorrt",)),
+        (["tensorrt", "tensorrt-rtx"], 86, ("tensorrt-rtx", "tensorrt")),
+        (["tensorrt", "tensorrt-rtx"], 80, ("tensorrt", "tensorrt-rtx")),
+        (["tensorrt", "tensorrt-rtx"], None, ("tensorrt-rtx", "tensorrt")),
+    ],
+)
+def test_auto_takes_tensorrt_where_engines_were_built_the_cards_own_first(
+    built: list[str], capability: int | None, expected: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend_driver(monkeypatch, True)
+    gpus = () if capability is None else (Gpu(0, "a card", capability, 1 << 33, 1 << 32),)
+    monkeypatch.setattr(gpu, "look_at_gpus", lambda: GpuState(13000, gpus, None))
+    (tmp_path / "manifest.json").write_text("{}")
+    for name in built:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "engines.json").write_text("{}")
+    assert candidates("auto", bundle=tmp_path) == (*expected, *WITHOUT_ENGINES)
+    assert candidates("auto", low_vram=True, bundle=tmp_path) == ("cuda", "cpu")
+    assert candidates("tensorrt", bundle=tmp_path) == ("tensorrt",)
 
 
 def test_driver_is_looked_for_by_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +107,7 @@ def test_every_step_down_is_told_once_with_its_reason(bundle: Bundle, monkeypatc
     monkeypatch.setattr(pipeline_module, "open_backend", refuse)
     with pytest.warns(HartWarning) as caught, Pipeline.open(bundle, backend="auto") as pipe:
         assert pipe.backend == "cpu"
-    assert [str(w.message) for w in caught] == [f"backend {name} was passed over: {error}" for name in BACKENDS[1:-1]]
+    assert [str(w.message) for w in caught] == [f"backend {name} was passed over: {error}" for name in WITHOUT_ENGINES[:-1]]
     with pytest.raises(type(error)):
         Pipeline.open(bundle, backend="ort-cuda")
 
@@ -102,7 +132,7 @@ def test_a_backend_whose_engines_do_not_load_is_closed_and_passed_over(bundle: B
     with pytest.warns(HartWarning, match="the card went away"), Pipeline.open(bundle, backend="auto") as pipe:
         assert pipe.backend == "cpu"
         assert pipe.generate("a tree", seed=1).size == (pipe.spec.image_size,) * 2
-    assert [backend.closed for backend in opened] == [True] * len(BACKENDS[1:-1])
+    assert [backend.closed for backend in opened] == [True] * len(WITHOUT_ENGINES[:-1])
 
 
 def test_damaged_bundle_is_an_error_of_the_last_backend_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -316,8 +316,8 @@ def test_without_the_kernel_the_host_samples_and_a_warning_says_so(doubled: Pipe
     def absent(*_: object) -> None:
         raise MissingPackageError("no compiler.", "Run: pip install 'hart-edge[cuda]'")
 
-    monkeypatch.setattr(ort_cuda, "KernelLibrary", absent)
+    monkeypatch.setattr(device_sampling, "KernelLibrary", absent)
     backend = OrtCuda.__new__(OrtCuda)
-    backend._device = None
+    backend._device, backend.memory = None, doubled.memory
     with pytest.warns(HartWarning, match=r"sampling runs on the CPU.*no compiler"):
         assert backend.make_loop(doubled.loop) is doubled.loop
