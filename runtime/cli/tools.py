@@ -8,16 +8,22 @@ from typing import Annotated, Any
 import typer
 
 from ..backends import AUTO, check_backend
-from ..bundle import CERTIFICATE, Bundle, bundled_folder
+from ..bundle import CERTIFICATE, SIDECAR, Bundle, bundled_folder
+from ..doctor.gpu import look_at_gpus
 from ..errors import InputError
-from ..files import check_writable
+from ..files import check_writable, sha256_of
+from ..trt.packages import PACKAGES
 from . import export_tools
+from .engines import ensure_engines
 from .output import complain, console, mebibytes, read_lines, read_text, step_progress
 from .sampling import Backend
 
 TextModel = Annotated[str | None, typer.Option(help="Folder or hub name of the text model [default: the one inside CHECKPOINT].")]
 SystemPrompt = Annotated[Path | None, typer.Option(help="Text file put in front of every prompt; the released weights expect theirs.")]
 Precision = Annotated[str, typer.Option(help="fp32 or fp16.")]
+
+VERIFIED_BATCH = 2
+"""Pictures at a time in `export/verify`."""
 
 
 def export(
@@ -62,10 +68,12 @@ def verify(
     if golden is not None:
         report = _verify_golden(golden, precision, backend, json_file or Path(CERTIFICATE))
     else:
-        targets = [json_file] if json_file else []
-        targets += _certificate(bundle)
         folder = bundled_folder() if bundle is None else bundle
-        report = _verify_bundle(folder, checkpoint or "bundled", prompts, text_model, read_text(system_prompt), backend, targets)
+        engines = ensure_engines(Bundle(folder, check_files=backend in PACKAGES), backend, VERIFIED_BATCH)
+        targets = [json_file] if json_file else []
+        targets += _certificate(bundle) if engines is None else [engines / CERTIFICATE]
+        system = read_text(system_prompt)
+        report = _verify_bundle(folder, checkpoint or "bundled", prompts, text_model, system, backend, targets, engines)
     console().print(report.table())
     if not report.passed:
         console().print(f"FAILED: {', '.join(report.failed_stages())}", markup=False)
@@ -105,6 +113,7 @@ def _verify_bundle(
     system_prompt: str | None,
     backend: str,
     targets: list[Path],
+    engines: Path | None,
 ) -> Any:
     bundle = Bundle(folder, check_files=False)
     for target in targets:
@@ -116,5 +125,13 @@ def _verify_bundle(
         source = export_tools.load("checkpoint").load_checkpoint(checkpoint, text_model)
         report = tools.verify_bundle(bundle, source, lines, system_prompt, backend, progress)
     facts = {"checkpoint": Path(checkpoint).name, "prompts": lines, "precision": bundle.manifest.precision, "backend": report.backend}
+    if engines is not None:
+        facts |= {"engines_sha256": sha256_of(engines / SIDECAR), "gpu": _gpu()}
     tools.write_certificate(report, targets, bundle, facts)
     return report
+
+
+def _gpu() -> dict[str, Any]:
+    """The card and its driver, for the certificate of engines that were verified on it."""
+    state = look_at_gpus()
+    return {"cuda": state.cuda, "cards": [{"name": gpu.name, "capability": gpu.capability} for gpu in state.gpus[:1]]}

@@ -6,8 +6,8 @@ import hashlib
 import mmap
 import struct
 from pathlib import Path
+from typing import Protocol
 
-from ..cuda import DeviceInfo
 from ..errors import EngineError
 from .sidecar import EngineFacts, Sidecar
 
@@ -15,6 +15,15 @@ MAGIC = b"vtrt"
 HEADER = 40
 CAPABILITY_BITS = {75: 1, 80: 2, 86: 4, 89: 8, 120: 16, 121: 32}
 """Of the mask in a TensorRT-RTX engine's header, by compute capability."""
+
+
+class Card(Protocol):
+    """What is known of a card; capability: 10 · major + minor."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def capability(self) -> int: ...
 
 
 def map_engine(path: Path, facts: EngineFacts) -> mmap.mmap:
@@ -34,7 +43,7 @@ def map_engine(path: Path, facts: EngineFacts) -> mmap.mmap:
     return data
 
 
-def check_header(path: Path, header: bytes, version: str, info: DeviceInfo) -> None:
+def check_header(path: Path, header: bytes, version: str, info: Card) -> None:
     """Magic word, size, version and compute capabilities of a TensorRT-RTX engine; EngineError says which does not fit."""
     remedy = "Build the engines again with `hart-edge build … --overwrite`."
     if len(header) < HEADER or header[:4] != MAGIC:
@@ -54,7 +63,7 @@ def check_header(path: Path, header: bytes, version: str, info: DeviceInfo) -> N
         )
 
 
-def check_card(sidecar: Sidecar, info: DeviceInfo) -> None:
+def check_card(sidecar: Sidecar, info: Card) -> None:
     """EngineError unless the engines were built for the card."""
     has = f"sm{info.capability}"
     if sidecar.capability is None and has not in sidecar.targets:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,10 @@ class TensorRtPackage:
             raise MissingPackageError(
                 f"backend {self.name} needs {self.module}, which is not installed.", f"Run: pip install 'hart-edge[{self.extra}]'"
             )
+
+    def version(self) -> str:
+        """Of the installed package, as the module says it too."""
+        return importlib.metadata.version(self.module)
 
     def load(self) -> Any:
         """The module; EngineError when its libraries do not load."""
