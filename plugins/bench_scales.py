@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from . import attention, context_entry, guided_sample, next_scale, noise, philox, rms_norm, rope_cache, rope_tables, swiglu
+from . import attention, context_entry, guided_sample, next_scale, noise, philox, rms_norm, rope_cache, rope_tables, split_rotary, swiglu
 from .bench_case import CODEBOOK, EPS, HEAD_DIM, HEADS, HIDDEN, LATENT, PATCH_NUMS, TEXT, WIDTH, Case, Tensors, by
 from .kernel import Buffer, Launch
 
@@ -23,6 +23,7 @@ def transformer(dtype: str, size: int) -> tuple[Case, ...]:
         Case("rms_norm", f"{by(rows, WIDTH)}, modulated", dtype, lambda t: (_head_norm(t, dtype, rows),)),
         Case("rope_cache", f"{by(rows, 3 * WIDTH)}, {HEADS} heads", dtype, lambda t: (_rope_cache(t, dtype, size, False),)),
         Case("rope_cache", f"{by(rows, 3 * WIDTH)}, normalised", dtype, lambda t: (_rope_cache(t, dtype, size, True),)),
+        Case("split_rotary", f"{by(rows, 3 * WIDTH)}, {HEADS} heads", dtype, lambda t: (_split_rotary(t, dtype, tokens),)),
         Case("rope_tables", f"{by(rows, 3 * WIDTH)}, {HEADS} heads", dtype, lambda t: (_rope_tables(t, dtype, size),)),
         Case("attention", f"{by(rows, WIDTH)} on {capacity(size)}", dtype, lambda t: (_attention(t, dtype, size),), PRODUCTS),
         Case("swiglu", f"{by(rows, 2 * HIDDEN)}, packed", dtype, lambda t: (_swiglu(t, dtype, rows),)),
@@ -86,6 +87,12 @@ def _attention(t: Tensors, dtype: str, size: int) -> Launch:
     return attention.launch(
         t.read(q, dtype), t.read(cache, dtype), t.read(cache, dtype), t.write(q, dtype), capacity(size), 0.25 / HEAD_DIM**0.5
     )
+
+
+def _split_rotary(t: Tensors, dtype: str, tokens: int) -> Launch:
+    cos, sin = (t.read((2, 1, tokens, HEAD_DIM), dtype) for _ in range(2))
+    q, k, v = (t.write((2, HEADS, tokens, HEAD_DIM), dtype) for _ in range(3))
+    return split_rotary.launch(t.read((2 * tokens, 3 * WIDTH), dtype), cos, sin, q, k, v)
 
 
 def _swiglu(t: Tensors, dtype: str, rows: int) -> Launch:

@@ -11,7 +11,6 @@ from hart_edge.plugins.kernel import Launch
 
 from ..cuda import Device, Stream
 from ..errors import GpuError
-from ..kernel_cache import KernelCache
 from ..kernels import KernelLibrary
 from ..nvrtc import Compiler, unit
 
@@ -24,12 +23,11 @@ class DeviceLauncher:
 
     Args:
         device: where the engine runs; GPU 0, opened at the first launch, if not given (a build needs none for TensorRT-RTX).
-        cache: of compiled kernels; in the user's cache folder if not given.
+        library: of the device, with any kernels; one with those of the plugins if not given.
     """
 
-    def __init__(self, device: Device | None = None, cache: KernelCache | None = None) -> None:
-        self._device, self._cache = device, cache
-        self._library: KernelLibrary | None = None
+    def __init__(self, device: Device | None = None, library: KernelLibrary | None = None) -> None:
+        self._device, self._library = device, library
         self._streams: dict[int, Stream] = {}
 
     def load(self) -> None:
@@ -37,17 +35,20 @@ class DeviceLauncher:
         self._open().load()
 
     def __call__(self, launch: Launch, stream: int) -> None:
-        library = self._open()
-        assert self._device is not None
+        device, library = self._opened(), self._open()
         if stream not in self._streams:
-            self._streams[stream] = self._device.stream_at(stream)
+            self._streams[stream] = device.stream_at(stream)
         library.launch(launch, self._streams[stream])
+
+    def _opened(self) -> Device:
+        if self._device is None:
+            self._device = Device(host=HOST)
+        return self._device
 
     def _open(self) -> KernelLibrary:
         if self._library is None:
-            self._device = self._device or Device(host=HOST)
             kernels = [kernel for op in GRAPH_OPS.values() for kernel in op.kernels]
-            self._library = KernelLibrary(self._device, sources(), kernels, self._cache)
+            self._library = KernelLibrary(self._opened(), sources(), kernels)
         return self._library
 
 

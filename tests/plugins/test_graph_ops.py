@@ -162,21 +162,28 @@ def test_an_operator_is_registered_once() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("case", cases(), ids=identity)
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_enqueue(gpu: Gpu, case: GraphCase, dtype: str) -> None:
+@pytest.mark.parametrize("captured", [False, True])
+def test_enqueue(gpu: Gpu, case: GraphCase, dtype: str, captured: bool) -> None:
     """The plugin as TensorRT calls it: descriptions, device addresses, scratch memory and a stream that it names by address."""
     if gpu.device.driver.name != "cuda-python":
         pytest.skip("needs the host cuda-python: PyCUDA launches on its own streams only")
     op, faults = GRAPH_OPS[case.op], Faults()
-    launcher = DeviceLauncher(gpu.device)
-    launcher._library = gpu.library  # its kernels are compiled already
-    plugin = plugin_of(op, case.attributes, launcher, faults)
+    plugin = plugin_of(op, case.attributes, DeviceLauncher(gpu.device, gpu.library), faults)
     inputs = [gpu.put(stored(case, x), dtype) for x in case.inputs(dtype)]
     wanted = case.outputs(dtype)
     outputs = [gpu.empty(stored(case, y).shape, dtype) for y in wanted]
     given, made = [tensor(case, s, dtype) for s in case.shapes], [tensor(case, y.shape, dtype) for y in wanted]
     size = plugin.get_workspace_size([SimpleNamespace(desc=x, max=x.dims) for x in given], made)
     scratch = gpu.empty((max(1, size),), "uint8")
-    plugin.enqueue(given, made, [x.address for x in inputs], [y.address for y in outputs], scratch.address, gpu.stream.address)
+
+    def enqueue() -> None:
+        plugin.enqueue(given, made, [x.address for x in inputs], [y.address for y in outputs], scratch.address, gpu.stream.address)
+
+    if captured:
+        gpu.library.load()
+        gpu.stream.capture(enqueue).launch(gpu.stream)
+    else:
+        enqueue()
     gpu.stream.synchronize()
     faults.check("running the test")
     for buffer, want in zip(outputs, wanted, strict=True):
