@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,6 @@ from .messages import Messages
 from .network import check_network, kinds_of
 from .plugins import AHEAD, Plugins, check_layers
 from .shapes import Range, shape_range, varies
-
-
-@dataclass(frozen=True)
-class EngineJob:
-    """Build `name` from the ONNX file `graph` into the file `output`."""
-
-    name: str
-    graph: Path
-    output: Path
 
 
 class Builder:
@@ -54,16 +44,18 @@ class Builder:
         self._builder = trt.Builder(log)
         self._builder.max_threads = 1  # with more, what they allocate is ordered by chance, and with it the engine's bytes
 
-    def build(self, job: EngineJob) -> dict[str, Any]:
-        """Write the engine; returns what the sidecar says of it, without what is known from the file alone."""
-        self._step(f"parsing {job.name}")
-        graph = read_graph(job.graph, self._targets, self._plugins.forms)
-        network = self._parse(graph, job.graph)
+    def build(self, name: str, path: Path) -> tuple[dict[str, Any], Any]:
+        """Build the engine of an ONNX file; returns what the sidecar says of it, without what is known from the file alone, and
+        the file's content.
+        """
+        self._step(f"parsing {name}")
+        graph = read_graph(path, self._targets, self._plugins.forms)
+        network = self._parse(graph, path)
         layers = check_network(self._trt, network, graph)
         plugins = check_layers(self._trt, layers, graph.fused, self._plugins)
-        self._step(f"building {job.name}")
-        self._compile(network, graph, job)
-        return {
+        self._step(f"building {name}")
+        engine = self._compile(network, graph, name)
+        facts = {
             "inputs": [_describe(binding, self._ranges) for binding in graph.inputs],
             "outputs": [vars(binding) for binding in graph.outputs],
             **vars(graph.expected),
@@ -71,6 +63,7 @@ class Builder:
             "plugins": {name: {"nodes": count, "form": self._plugins.forms[name]} for name, count in plugins.items()},
             "layers": kinds_of(layers),
         }
+        return facts, engine
 
     def _parse(self, graph: Graph, path: Path) -> Any:
         network = self._builder.create_network(self._flags())
@@ -91,16 +84,16 @@ class Builder:
             flags |= 1 << int(flag.PREFER_AOT_PYTHON_PLUGINS)
         return flags
 
-    def _compile(self, network: Any, graph: Graph, job: EngineJob) -> None:
+    def _compile(self, network: Any, graph: Graph, name: str) -> Any:
         config = self._builder.create_builder_config()
         self._set_targets(config)
         config.add_optimization_profile(self._profile(graph.inputs))
         engine = self._builder.build_serialized_network(network, config)
-        self._plugins.faults.check(f"building {job.name}")
-        self._messages.check(f"building {job.name}")
+        self._plugins.faults.check(f"building {name}")
+        self._messages.check(f"building {name}")
         if engine is None:
-            raise EngineError(f"TensorRT built no {job.name} engine and gave no reason.", "It may have run out of memory.")
-        job.output.write_bytes(memoryview(engine))
+            raise EngineError(f"TensorRT built no {name} engine and gave no reason.", "It may have run out of memory.")
+        return engine
 
     def _set_targets(self, config: Any) -> None:
         if self._targets == (NATIVE,):

@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import IO, Any
 
 from hart_edge.runtime.errors import EngineError
@@ -33,10 +34,14 @@ def run(job: BuildJob) -> Iterator[tuple[str, Any]]:
 
 
 def _build(job: BuildJob, environment: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
+    (engine,) = job.engines
+    folder, nowhere = engine.graph.absolute().parent, Path()
     with tempfile.TemporaryFile() as errors:
-        process = start(WORKER, environment, errors)
+        process = start(WORKER, environment, errors, folder)
         try:
-            _send(process, job)
+            # The file to write is named apart, and the graph in its folder: an engine does not depend on where it is built.
+            _send(process, replace(job, engines=(replace(engine, graph=Path(engine.graph.name), output=nowhere),)))
+            _send(process, engine.output.absolute())
             yield from _answers(process, errors)
         finally:
             process.kill()
@@ -46,9 +51,9 @@ def _build(job: BuildJob, environment: Mapping[str, str]) -> Iterator[tuple[str,
                     pipe.close()
 
 
-def _send(process: subprocess.Popen[bytes], job: BuildJob) -> None:
+def _send(process: subprocess.Popen[bytes], content: Any) -> None:
     try:
-        pickle.dump(job, process.stdin)  # type: ignore[arg-type]
+        pickle.dump(content, process.stdin)  # type: ignore[arg-type]
         process.stdin.flush()  # type: ignore[union-attr]
     except BrokenPipeError:  # it died; the answers say how
         return

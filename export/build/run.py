@@ -17,10 +17,9 @@ from hart_edge.runtime.trt.sidecar import SCHEMA
 
 from . import process
 from .backends import BACKENDS, NATIVE, check_precision, check_targets
-from .builder import EngineJob
 from .plugins import NONE, check_plugins
-from .process import BuildJob
 from .shapes import dimension_ranges
+from .worker import BuildJob, EngineJob
 
 Progress = Callable[[str, int, int], None]  # what is being done, engines done, engines in all
 

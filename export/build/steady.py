@@ -34,7 +34,9 @@ FIXED = {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": 
 NO_RANDOMISATION = 0x0040000  # ADDR_NO_RANDOMIZE of personality(2), which a process passes on to what it becomes
 
 _SETTLE = f"""
-import ctypes, os, sys
+import sys
+del sys.path[0]
+import ctypes, os
 try:
     ctypes.CDLL(None).personality({NO_RANDOMISATION})
     os.sched_setaffinity(0, {{min(os.sched_getaffinity(0))}})
@@ -45,24 +47,26 @@ os.execv(sys.executable, [sys.executable, "-c", sys.argv[1]])
 """
 
 
-def start(entry: str, environment: Mapping[str, str], errors: IO[Any]) -> subprocess.Popen[bytes]:
+def start(entry: str, environment: Mapping[str, str], errors: IO[Any], folder: Path) -> subprocess.Popen[bytes]:
     """A process that runs a function, with pipes to and from it.
 
     Args:
         entry: "module:function".
         environment: variables to be set beside those that are kept.
         errors: where its standard error goes.
+        folder: its working folder, from which it imports nothing.
     """
     variables = {name: os.environ[name] for name in KEPT if name in os.environ} | FIXED | dict(environment)
     module, _, function = entry.partition(":")
     linux = sys.platform == "linux"
-    run = f"import sys; del sys.path[0]; from {module} import {function}; {function}()"  # [0]: the folder of the caller
+    run = f"import sys; del sys.path[0]; from {module} import {function}; {function}()"  # [0]: the working folder
     code = [_SETTLE, run] if linux else [run]
     return subprocess.Popen(
         [sys.executable, "-c", *code],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=errors,
+        cwd=folder,
         env=variables,
         start_new_session=linux,  # Ctrl-C reaches the caller alone, who decides what follows from it
     )

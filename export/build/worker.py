@@ -1,4 +1,5 @@
-"""Body of a build process: reads a job from standard input, builds its one engine and answers on standard output.
+"""Body of a build process: reads a job from standard input, builds its one engine, reads where to write it, and answers on
+standard output.
 
 Answers, pickled, in order: ("step", what), ("node", what) any number of times, ("built", facts); or one exception, after which
 nothing follows.
@@ -11,12 +12,13 @@ import pickle
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hart_edge.runtime.errors import HartError
 
 from .backends import BACKENDS
-from .builder import Builder, EngineJob
+from .builder import Builder
 from .messages import Messages, logger
 from .plugins import register
 from .shapes import Range
@@ -27,8 +29,17 @@ from .steady import is_steady
 
 
 @dataclass(frozen=True)
+class EngineJob:
+    """Build `name` from the ONNX file `graph` into the file `output`."""
+
+    name: str
+    graph: Path
+    output: Path
+
+
+@dataclass(frozen=True)
 class BuildJob:
-    """What is to be built: see `Builder` and `EngineJob`. plugins: names of the operators that are to be plugins."""
+    """What is to be built: see `Builder`. plugins: names of the operators that are to be plugins."""
 
     backend: str
     targets: tuple[str, ...]
@@ -47,15 +58,19 @@ def main() -> None:
         os.write(answers, pickle.dumps(answer))
 
     try:
-        work(pickle.load(sys.stdin.buffer), send)
+        job: BuildJob = pickle.load(sys.stdin.buffer)
+        facts, engine = work(job, send)
+        output: Path = pickle.load(sys.stdin.buffer)  # after the build: its length is one more thing that would move addresses
+        output.write_bytes(memoryview(engine))
+        send(("built", facts))
     except OSError as error:
         send(OSError(error.errno, error.strerror))
     except HartError as error:
         send(error)
 
 
-def work(job: BuildJob, send: Callable[[Any], None]) -> None:
-    """Build the job's engine."""
+def work(job: BuildJob, send: Callable[[Any], None]) -> tuple[dict[str, Any], Any]:
+    """Build the job's engine, whose graph is in the working folder; returns its facts and its content."""
     backend = BACKENDS[job.backend]
     trt = backend.package.load()
     messages = Messages(lambda node: send(("node", node)))
@@ -63,4 +78,5 @@ def work(job: BuildJob, send: Callable[[Any], None]) -> None:
     plugins = register(trt, backend, job.plugins)
     builder = Builder(trt, log, messages, job.targets, job.ranges, lambda what: send(("step", what)), plugins)
     (engine,) = job.engines
-    send(("built", builder.build(engine) | {"repeatable": is_steady()}))
+    facts, content = builder.build(engine.name, engine.graph)
+    return facts | {"repeatable": is_steady()}, content

@@ -34,7 +34,8 @@ def warmup(
     with Pipeline.open(opened, backend=backend) as pipe:
         seconds = {count: _draw_twice(pipe, count) for count in batches}
         taken = pipe.backend
-    table = Table(title=f"{opened.root.name} on {taken}: seconds per call", title_justify="left")
+    console().print(f"{opened.root.name} on {taken}, seconds per call:", markup=False)
+    table = Table()
     for name in ("pictures", "first", "second"):
         table.add_column(name, justify="right")
     for count, (first, second) in seconds.items():

@@ -10,7 +10,7 @@ import pytest
 import tensorrt_rtx
 from onnx import parser
 
-from hart_edge.export.build.builder import Builder, EngineJob
+from hart_edge.export.build.builder import Builder
 from hart_edge.export.build.messages import Messages, logger
 from hart_edge.runtime.errors import EngineError
 
@@ -37,7 +37,8 @@ def attempt(messages: Messages, log: object, tmp_path: Path) -> Attempt:
 
     def build(text: str) -> dict[str, object]:
         onnx.save(parser.parse_model(HEADER + text), tmp_path / "x.onnx")
-        return builder.build(EngineJob("x", tmp_path / "x.onnx", tmp_path / "x.engine"))
+        facts, engine = builder.build("x", tmp_path / "x.onnx")
+        return facts | {"content": bytes(memoryview(engine))}
 
     return build
 
@@ -47,7 +48,7 @@ def test_a_good_graph(attempt: Attempt, tmp_path: Path) -> None:
     assert facts["inputs"] == [{"name": "x", "dtype": "float16", "shape": ("B", 8), "min": (1, 8), "opt": (1, 8), "max": (2, 8)}]
     assert facts["outputs"] == [{"name": "y", "dtype": "float16", "shape": ("B", 8)}]
     assert facts["layers"] == {"elementwise": 1}
-    assert (tmp_path / "x.engine").read_bytes()[:4] == b"vtrt"
+    assert facts["content"][:4] == b"vtrt"
 
 
 def test_lengths_that_the_parser_drops_stop_the_build(attempt: Attempt) -> None:
@@ -70,5 +71,4 @@ def test_a_float32_product_is_refused_on_turing(messages: Messages, log: object,
     onnx.save(parser.parse_model(HEADER + text), tmp_path / "x.onnx")
     builder = Builder(tensorrt_rtx, log, messages, ("sm75",), RANGES, lambda what: None)
     with pytest.raises(EngineError, match="FP32 GEMM is not supported"):
-        builder.build(EngineJob("x", tmp_path / "x.onnx", tmp_path / "x.engine"))
-    assert not (tmp_path / "x.engine").exists()
+        builder.build("x", tmp_path / "x.onnx")

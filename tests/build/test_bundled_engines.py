@@ -10,24 +10,45 @@ from typing import Any
 import onnx
 import pytest
 
-from hart_edge.export.build import build_bundle
+from hart_edge.export.build import build_bundle, process
+from hart_edge.export.build.shapes import dimension_ranges
+from hart_edge.export.build.worker import BuildJob, EngineJob
+from hart_edge.plugins.graph_ops import GRAPH_OPS
 from hart_edge.runtime import Bundle
 from hart_edge.runtime.bundle import SIDECAR, bundled_folder
 from hart_edge.runtime.cli.app import run
-from hart_edge.runtime.errors import BundleError, InputError
+from hart_edge.runtime.errors import BundleError, EngineError, InputError
 from hart_edge.runtime.files import sha256_of
 
 DEPTH, TEXT_LAYERS = 6, 3
+PLUGINS: dict[str, dict[str, dict[str, int]]] = {
+    "none": {},
+    "all": {
+        "text_encoder": {"AddRmsNorm": 2 * TEXT_LAYERS, "SwiGlu": TEXT_LAYERS},
+        "transformer": {"AddRmsNorm": 2 * DEPTH, "SplitRotary": DEPTH, "SwiGlu": DEPTH},
+        "residual_condition": {"AddRmsNorm": 1},
+        "residual_step": {"LayerNormModulate": 3},
+        "decoder": {"GroupNormSilu": 35},
+    },
+}
+"""Nodes of every operator by engine, by what `--plugins` says."""
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("engines") / "rtx"
-    assert run(["build", "-o", str(folder), "--batch", "2"]) == 0
-    return folder
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Built for every target, without plugins and with all of them."""
+    root = tmp_path_factory.mktemp("engines")
+    for plugins in PLUGINS:
+        assert run(["build", "-o", str(root / plugins), "--batch", "2", "--plugins", plugins]) == 0
+    return {plugins: root / plugins for plugins in PLUGINS}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(params=["none", "all"])
+def folder(request: pytest.FixtureRequest, folders: dict[str, Path]) -> Path:
+    return folders[request.param]
+
+
+@pytest.fixture
 def sidecar(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / SIDECAR).read_text()))
 
@@ -59,7 +80,30 @@ def test_caches_in_place_and_fused_attention(sidecar: dict[str, Any]) -> None:
         assert facts["attention"] == facts["layers"].get("attention_input", 0) == attention
         assert facts["attention_lengths"] == (DEPTH if name == "transformer" else 0)
         assert facts["kv_cache_updates"] == facts["layers"].get("kv_cache_update", 0) == updates
-        assert not any(kind.startswith("plugin") for kind in facts["layers"])
+
+
+def test_plugins_are_those_that_were_asked_for(folders: dict[str, Path]) -> None:
+    """All nodes of an operator, in Python: their layers are in the network, and the norms and gates that they replace are not."""
+    for plugins, folder in folders.items():
+        for name, facts in json.loads((folder / SIDECAR).read_text())["engines"].items():
+            assert facts["plugins"] == {op: {"nodes": count, "form": "python"} for op, count in PLUGINS[plugins].get(name, {}).items()}
+            assert facts["layers"].get("plugin_v3", 0) == sum(PLUGINS[plugins].get(name, {}).values())
+            assert all(op.encode() in (folder / facts["file"]).read_bytes() for op in facts["plugins"])
+
+
+def test_two_builds_are_the_same_to_the_byte(folders: dict[str, Path], tmp_path: Path) -> None:
+    """Every engine. Where the scheduler let one thread overtake another, a third build agrees with the first or the second."""
+    sidecar = json.loads((folders["all"] / SIDECAR).read_text())
+    if not all(facts["repeatable"] for facts in sidecar["engines"].values()):
+        pytest.skip("needs a system that lets a process turn address randomisation off and choose its scheduler")
+    bundle, wanted = Bundle(bundled_folder(), check_files=False), {name: [facts["sha256"]] for name, facts in sidecar["engines"].items()}
+    for _ in range(2):
+        remaining = [name for name, digests in wanted.items() if len(set(digests)) == len(digests)]
+        jobs = tuple(EngineJob(name, bundle.engine(name).absolute(), tmp_path / name) for name in remaining)
+        list(process.run(BuildJob("tensorrt-rtx", tuple(sidecar["targets"]), dimension_ranges(bundle.spec, 2), jobs, tuple(GRAPH_OPS))))
+        for name in remaining:
+            wanted[name].append(sha256_of(tmp_path / name))
+    assert all(len(set(digests)) < len(digests) for digests in wanted.values()), wanted
 
 
 @pytest.mark.parametrize("name", ["text_encoder", "context", "transformer", "transition", "residual_condition", "residual_step", "decoder"])
@@ -75,6 +119,14 @@ def test_ranges_of_the_transformer(sidecar: dict[str, Any]) -> None:
     assert [inputs["x"][key] for key in ("min", "opt", "max")] == [[1, 4, 256], [2, 256, 256], [4, 256, 256]]
     assert [inputs["k_cache_5"][key] for key in ("min", "max")] == [[1, 4, 711, 64], [4, 4, 711, 64]]
     assert inputs["length"]["dtype"] == "int64" and inputs["x"]["dtype"] == "float16"
+
+
+def test_a_plugin_without_a_place_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bundle without a decoder's norms, as the pass sees it."""
+    monkeypatch.setattr(process, "run", lambda job: [("built", {"plugins": {}}) for _ in job.engines])
+    with pytest.raises(EngineError, match="have no place for the plugin SwiGlu; they have none"):
+        build_bundle(Bundle(bundled_folder(), check_files=False), tmp_path / "out", plugins="SwiGlu")
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_existing_folder_is_kept(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

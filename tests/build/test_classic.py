@@ -10,7 +10,7 @@ import onnx
 import tensorrt_rtx
 from onnx import parser
 
-from hart_edge.export.build.builder import Builder, EngineJob
+from hart_edge.export.build.builder import Builder
 from hart_edge.export.build.messages import Messages
 
 
@@ -57,7 +57,7 @@ def test_it_builds_for_the_card_of_the_machine(tmp_path: Path) -> None:
     onnx.save(parser.parse_model(text), tmp_path / "x.onnx")
     steps: list[str] = []
     builder = Builder(double(record), None, Messages(lambda node: None), ("native",), {"B": (1, 1, 4)}, steps.append)
-    facts = builder.build(EngineJob("x", tmp_path / "x.onnx", tmp_path / "x.engine"))
+    facts, engine = builder.build("x", tmp_path / "x.onnx")
     assert steps == ["parsing x", "building x"]
     assert record.calls == [
         ("create_network", (1 << int(tensorrt_rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED),)),
@@ -66,4 +66,4 @@ def test_it_builds_for_the_card_of_the_machine(tmp_path: Path) -> None:
         ("add_optimization_profile", (True,)),
         ("build", (True,)),
     ]
-    assert (tmp_path / "x.engine").read_bytes() == b"engine" and facts["layers"] == {"elementwise": 1}
+    assert engine == b"engine" and facts["layers"] == {"elementwise": 1}

@@ -14,11 +14,10 @@ import tensorrt_rtx as trt
 from onnx import TensorProto, helper
 
 from hart_edge.export.build import process
-from hart_edge.export.build.builder import EngineJob
 from hart_edge.export.build.library import resolvable
 from hart_edge.export.build.plugins import check_plugins
 from hart_edge.export.build.shapes import dimension_ranges
-from hart_edge.export.build.worker import BuildJob
+from hart_edge.export.build.worker import BuildJob, EngineJob
 from hart_edge.plugins.adapter import Faults
 from hart_edge.plugins.graph_ops import GRAPH_OPS
 from hart_edge.plugins.plugin import deregister_plugins, register_plugins

@@ -78,7 +78,12 @@ def spying() -> None:
 
         setattr(plugin.Callbacks, name, spy)
     build = worker.Builder.build
-    worker.Builder.build = lambda self, job: build(self, job) | {"asked": sorted(asked)}
+
+    def spied(self: Any, name: str, path: Any) -> Any:
+        facts, engine = build(self, name, path)
+        return facts | {"asked": sorted(asked)}, engine
+
+    worker.Builder.build = spied
     worker.main()
 
 
