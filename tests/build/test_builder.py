@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import tensorrt_rtx
-from onnx import parser
+from onnx import TensorProto, helper, numpy_helper, parser
 
 from hart_edge.export.build.builder import Builder
 from hart_edge.export.build.messages import Messages, logger
@@ -72,3 +73,40 @@ def test_a_float32_product_is_refused_on_turing(messages: Messages, log: object,
     builder = Builder(tensorrt_rtx, log, messages, ("sm75",), RANGES, lambda what: None)
     with pytest.raises(EngineError, match="FP32 GEMM is not supported"):
         builder.build("x", tmp_path / "x.onnx")
+
+
+def quantised(kind: str, activations: bool) -> onnx.ModelProto:
+    """A product with explicit quantisation of its weight, and of its input."""
+    size, code = 32, {"int8": TensorProto.INT8, "fp8": TensorProto.FLOAT8E4M3FN}[kind]
+    weight = helper.make_tensor("W", code, (size, size), bytes(size * size), raw=True)
+    scale = np.full(size if kind == "int8" else (), 0.01, np.float16)
+    constants = [weight, numpy_helper.from_array(scale, "W.scale"), numpy_helper.from_array(np.float16(0.02), "W.input_scale")]
+    nodes = [helper.make_node("DequantizeLinear", ["W", "W.scale"], ["w"], **({"axis": 1} if kind == "int8" else {}))]
+    if activations:
+        nodes.append(helper.make_node("QuantizeLinear", ["x", "W.input_scale"], ["q"], output_dtype=code))
+        nodes.append(helper.make_node("DequantizeLinear", ["q", "W.input_scale"], ["d"]))
+    nodes.append(helper.make_node("MatMul", ["d" if activations else "x", "w"], ["y"]))
+    ends = [[helper.make_tensor_value_info(name, TensorProto.FLOAT16, ["B", size])] for name in "xy"]
+    graph = helper.make_graph(nodes, "g", *ends, constants[: 3 if activations else 2])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)], ir_version=11)
+
+
+@pytest.mark.parametrize(
+    ("kind", "activations", "targets"),
+    [("int8", False, ("sm75", "sm80", "sm120")), ("int8", True, ("sm75", "sm80", "sm120")), ("fp8", True, ("sm89", "sm120"))],
+)
+def test_explicit_quantisation_is_taken(
+    kind: str, activations: bool, targets: tuple[str, ...], messages: Messages, log: object, tmp_path: Path
+) -> None:
+    messages.faults.clear()
+    onnx.save(quantised(kind, activations), tmp_path / "x.onnx")
+    facts, _ = Builder(tensorrt_rtx, log, messages, targets, RANGES, lambda what: None).build("x", tmp_path / "x.onnx")
+    assert facts["layers"]["dequantize"] == 1 + activations and facts["layers"].get("quantize", 0) == activations
+
+
+def test_fp8_is_refused_before_ada(messages: Messages, log: object, tmp_path: Path) -> None:
+    """By TensorRT too, not by `check_targets` alone."""
+    messages.faults.clear()
+    onnx.save(quantised("fp8", True), tmp_path / "x.onnx")
+    with pytest.raises(EngineError):
+        Builder(tensorrt_rtx, log, messages, ("sm86", "sm89"), RANGES, lambda what: None).build("x", tmp_path / "x.onnx")

@@ -12,6 +12,7 @@ from onnx import parser
 
 from hart_edge.export.build.builder import Builder
 from hart_edge.export.build.messages import Messages
+from hart_edge.export.build.plugins import Plugins
 
 
 class Recorder:
@@ -67,3 +68,16 @@ def test_it_builds_for_the_card_of_the_machine(tmp_path: Path) -> None:
         ("build", (True,)),
     ]
     assert engine == b"engine" and facts["layers"] == {"elementwise": 1}
+
+
+def test_plugins_in_the_engine_are_asked_for_with_a_flag(tmp_path: Path) -> None:
+    record = Recorder()
+    module = double(record)
+    module.NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=1, PREFER_AOT_PYTHON_PLUGINS=3)
+    text = '<ir_version: 10, opset_import: ["" : 24]> agraph (float16[B,8] x) => (float16[B,8] y) { y = Mul (x, x) }'
+    onnx.save(parser.parse_model(text), tmp_path / "x.onnx")
+    for forms, flags in (({"SwiGlu": "python"}, 1 << 1), ({"SwiGlu": "ahead", "GroupNormSilu": "python"}, 1 << 1 | 1 << 3)):
+        plugins = Plugins(forms)
+        builder = Builder(module, None, Messages(lambda node: None), ("native",), {"B": (1, 1, 4)}, lambda what: None, plugins)
+        builder.build("x", tmp_path / "x.onnx")
+        assert [arguments for name, arguments in record.calls if name == "create_network"][-1] == (flags,)

@@ -13,7 +13,8 @@ import pytest
 import tensorrt_rtx as trt
 from onnx import TensorProto, helper
 
-from hart_edge.export.build import process
+from hart_edge.export.build import BACKENDS, process
+from hart_edge.export.build import plugins as build_plugins
 from hart_edge.export.build.library import resolvable
 from hart_edge.export.build.plugins import check_plugins
 from hart_edge.export.build.shapes import dimension_ranges
@@ -24,6 +25,7 @@ from hart_edge.plugins.plugin import deregister_plugins, register_plugins
 from hart_edge.runtime import Bundle
 from hart_edge.runtime.bundle import bundled_folder
 from hart_edge.runtime.errors import EngineError, InputError
+from hart_edge.runtime.trt.packages import TensorRtPackage
 
 Shape = tuple[int | str, ...]
 INPUTS: dict[str, tuple[tuple[Shape, ...], dict[str, float | int]]] = {
@@ -209,3 +211,20 @@ def test_the_choice_of_plugins() -> None:
     assert check_plugins("SwiGlu,AddRmsNorm") == ("AddRmsNorm", "SwiGlu")
     with pytest.raises(InputError, match="plugin '' is unknown; expected none, all or a list of AddRmsNorm"):
         check_plugins("")
+
+
+def test_classic_takes_kernels_into_the_engine_where_one_launch_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All others are Python plugins; without any, neither the compiler nor a GPU is asked for."""
+    registered: dict[str, list[str]] = {}
+    monkeypatch.setattr(TensorRtPackage, "load_plugins", lambda self: f"{self.module}.plugin")
+    monkeypatch.setattr(build_plugins, "PtxCompiler", lambda: "compiler")
+    monkeypatch.setattr(build_plugins, "register_ahead", lambda *a: registered.update({f"{a[0]}, {a[2]}": [op.name for op in a[1]]}))
+    monkeypatch.setattr(build_plugins, "register_plugins", lambda *a: registered.update(python=[op.name for op in a[1]]) or ["kept"])
+    assert build_plugins.register("module", BACKENDS["tensorrt"], ()).forms == {} and registered == {}
+    plugins = build_plugins.register("module", BACKENDS["tensorrt"], GRAPH_OPS)
+    ahead = [name for name in GRAPH_OPS if name != "GroupNormSilu"]
+    assert registered == {"tensorrt.plugin, compiler": ahead, "python": ["GroupNormSilu"]}
+    assert plugins.forms == dict.fromkeys(ahead, "ahead") | {"GroupNormSilu": "python"} and plugins.keep == ("kept",)
+    registered.clear()
+    assert set(build_plugins.register("module", BACKENDS["tensorrt-rtx"], GRAPH_OPS).forms.values()) == {"python"}
+    assert registered == {"python": [*GRAPH_OPS]}

@@ -12,6 +12,7 @@ from typing import Any
 
 from hart_edge.export.build import worker
 from hart_edge.export.build.plugins import PYTHON, Plugins
+from hart_edge.export.build.steady import is_steady
 from hart_edge.plugins import adapter, plugin
 
 
@@ -93,3 +94,19 @@ def _break(owner: Any, name: str) -> None:
 
     setattr(owner, name, fail)
     worker.main()
+
+
+def environment() -> None:
+    print(*(f"{name}={value}" for name, value in os.environ.items()))
+
+
+def addresses() -> None:
+    """Whether the process is settled, and where things lie."""
+    print(is_steady(), hex(id(object())), hex(id(worker)), {name for name in ("a", "b", "c", "d")})
+
+
+def imports() -> None:
+    import ctypes
+    import pickle
+
+    print(__file__, ctypes.__file__, pickle.__file__)
