@@ -91,13 +91,18 @@ class Faults:
 
     def __init__(self) -> None:
         self._messages: list[str] = []
+        self._cancelled = False
 
     def add(self, where: str, error: BaseException) -> None:
+        self._cancelled = self._cancelled or isinstance(error, KeyboardInterrupt)
         self._messages.append(f"{where}: {type(error).__name__}: {error}")
 
     def check(self, what: str) -> None:
-        """EngineError with everything that went wrong since the last check."""
+        """EngineError with everything that went wrong since the last check; KeyboardInterrupt if that was Ctrl-C."""
         messages, self._messages = self._messages, []
+        cancelled, self._cancelled = self._cancelled, False
+        if cancelled:
+            raise KeyboardInterrupt
         if messages:
             raise EngineError(
                 f"a plugin failed while {what}: {' | '.join(dict.fromkeys(messages))}", "Build without plugins: --plugins none."

@@ -96,8 +96,10 @@ class TrtEngine:
         self._session.set_shapes({name: tensor.shape for name, tensor in placed.items()})
         results = {name: self._result(name, outputs.get(name), placed) for name in self.outputs}
         places: Places = {name: (tensor.shape, _address(tensor)) for name, tensor in (placed | results).items()}
-        self._session.run(places, self._scratch.place(), self._memory.stream)
-        self._faults.check(f"running engine {self.name}")
+        try:
+            self._session.run(places, self._scratch.place(), self._memory.stream)
+        finally:  # what a plugin noted says more than TensorRT, which only knows that it failed
+            self._faults.check(f"running engine {self.name}")
         for name, tensor in outputs.items():
             result = results[name]
             if not isinstance(tensor, DeviceTensor) and isinstance(result, DeviceTensor):

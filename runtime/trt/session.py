@@ -77,6 +77,8 @@ class Session:
         self.outputs = [name for name in names if name not in self.inputs]
         self.aliases = {name: source for name in self.outputs if (source := engine.get_aliased_input_tensor(name))}
         self.host = {name for name in self.inputs if engine.get_tensor_location(name) == trt.TensorLocation.HOST}
+        if self.host:
+            self._graphs = None  # a graph would keep the values that the host's memory had when it was captured
 
     def _refusal(self, what: str, remedy: str = "") -> EngineError:
         return EngineError(f"{what} {self._name}: {self._log.take()}.", remedy)

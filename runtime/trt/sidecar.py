@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..bundle import MANIFEST, SIDECAR, Bundle, bundled_folder
 from ..errors import EngineError, InputError, MissingPackageError
 
@@ -110,7 +112,7 @@ def _engine(raw: Mapping[str, Any]) -> EngineFacts:
 
 
 def _binding(raw: Mapping[str, Any]) -> BindingFacts:
-    shape = tuple(size if isinstance(size, int) else str(size) for size in raw["shape"])
+    shape, _ = tuple(size if isinstance(size, int) else str(size) for size in raw["shape"]), np.dtype(str(raw["dtype"]))
     return BindingFacts(
         str(raw["name"]), str(raw["dtype"]), shape, tuple(map(int, raw.get("min", ()))), tuple(map(int, raw.get("max", ())))
     )

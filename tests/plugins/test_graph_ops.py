@@ -147,6 +147,9 @@ def test_a_fault_is_noted_and_answered_harmlessly() -> None:
     with pytest.raises(EngineError, match=r"SplitRotary\.enqueue: ValueError"):
         faults.check("running x")
     faults.check("running x")  # told once
+    faults.add("SplitRotary.enqueue", KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        faults.check("running x")
 
 
 def test_an_operator_is_registered_once() -> None:

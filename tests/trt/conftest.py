@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "ort_cuda"))
 
-from doubles import CLASSIC, HostGpu, TrtDouble, rtx_table  # after the path is known
-from engines import graph_of, make_engines
+from made_engines import graph_of, make_engines
+from tensorrt_double import CLASSIC, HostGpu, Opener, TrtDouble, rtx_table  # after the path is known
 
 from hart_edge.runtime import (
     Bundle,
@@ -24,8 +24,6 @@ from hart_edge.runtime.trt import log as log_module
 from hart_edge.runtime.trt.backend import TrtBackend
 from hart_edge.runtime.trt.packages import PACKAGES, TensorRtPackage
 from hart_edge.runtime.trt.sidecar import engine_folders
-
-Opener = Callable[..., TrtBackend]
 
 
 @pytest.fixture(scope="session")

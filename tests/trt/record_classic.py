@@ -19,7 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from signatures import CLASSIC_ENUMERATIONS, ENUMERATIONS, USED, table_of
+from trt_signatures import CLASSIC_ENUMERATIONS, ENUMERATIONS, USED, table_of
 
 TARGET = Path(__file__).parent / "classic_signatures.json"
 LIBRARIES = ("nvinfer", "nvinfer_plugin", "nvonnxparser")

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Opener
-from doubles import TrtDouble
-from engines import edit, make_engines
+from made_engines import edit, make_engines
+from tensorrt_double import Opener, TrtDouble
 
 from hart_edge.export import build as build_package
 from hart_edge.export import verify as verify_package

@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from calls import cache_of, inputs_of, outputs_of
-from conftest import Opener
-from doubles import HostGpu, TrtDouble
-from engines import edit
+from made_engines import edit
+from tensorrt_double import HostGpu, Opener, TrtDouble
 
 from hart_edge.runtime import Bundle, EngineError, GpuError, GpuMemoryError, HartWarning, Pipeline, StageTimes
 from hart_edge.runtime import pipeline as pipeline_module
@@ -176,6 +175,17 @@ def test_classic_calls_are_captured_when_they_come_again(bundle: Bundle, classic
     assert not [name for name in classic.names() if name.startswith("IRuntimeCache")]
 
 
+def test_calls_whose_host_values_matter_are_not_captured(bundle: Bundle, classic: TrtDouble, open_trt: Opener) -> None:
+    classic.host = ("scale", "phi")
+    backend = open_trt(classic, "tensorrt")
+    with backend.open_engine(bundle.engine("transition"), "transition") as engine:
+        for seed in range(4):
+            inputs, outputs = inputs_of("transition", bundle.spec, engine, seed), outputs_of("transition", bundle.spec, engine)
+            engine.run(inputs, outputs)
+            np.testing.assert_array_equal(outputs["x"], truth(bundle, "transition", inputs)["x"])
+    assert classic.gpu.captured == 0
+
+
 @pytest.mark.parametrize("error", [GpuError("not capturable."), EngineError("no.")])
 def test_a_driver_that_captures_nothing_costs_only_time(error: Exception, bundle: Bundle, classic: TrtDouble, open_trt: Opener) -> None:
     gpu = HostGpu(80)
@@ -268,6 +278,7 @@ def test_python_plugins_are_registered_with_their_kernels_loaded(
     with backend.open_engine(bundle.engine("context"), "context") as engine, backend.open_engine(bundle.engine("decoder"), "decoder"):
         assert events == ["load", "5 operators"]
         backend._faults.add("AddRmsNorm.enqueue", ValueError("no such kernel"))
+        trt.refused.add("execute_async_v3")
         with pytest.raises(
             EngineError, match=r"a plugin failed while running engine context: AddRmsNorm\.enqueue: ValueError: no such kernel"
         ):

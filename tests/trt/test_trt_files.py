@@ -8,17 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Opener
-from doubles import HostGpu, TrtDouble
-from engines import edit, engine_file, replace_file
+from made_engines import edit, engine_file, replace_file
+from tensorrt_double import HostGpu, Opener, TrtDouble
 
+from hart_edge.export.build import process
+from hart_edge.export.build.shapes import dimension_ranges
+from hart_edge.export.build.worker import BuildJob, EngineJob
 from hart_edge.runtime import Bundle, BundleError, EngineError, GpuError, HartWarning, InputError, Pipeline
 from hart_edge.runtime import pipeline as pipeline_module
+from hart_edge.runtime.backends import has_driver
 from hart_edge.runtime.files import sha256_of
 from hart_edge.runtime.trt import sidecar as sidecar_module
 from hart_edge.runtime.trt.cache import CacheKey, cache_path, read_cache, write_cache
+from hart_edge.runtime.trt.checks import HEADER, check_header, map_engine
+from hart_edge.runtime.trt.log import Log
 from hart_edge.runtime.trt.packages import package_for
-from hart_edge.runtime.trt.sidecar import engine_folders, find_engines, place_for, read_sidecar
+from hart_edge.runtime.trt.session import Loader, Session
+from hart_edge.runtime.trt.sidecar import EngineFacts, engine_folders, find_engines, place_for, read_sidecar
 
 KEY = CacheKey("RTX double", 86, 13020, "1.7.1.116", "abc")
 
@@ -129,6 +135,29 @@ def test_a_damaged_sidecar(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "engines.json").write_text(text)
     with pytest.raises(EngineError, match=message):
         read_sidecar(tmp_path)
+
+
+def test_a_type_that_numpy_does_not_have(folder: Path) -> None:
+    facts = json.loads((folder / "engines.json").read_text())["engines"]["context"]
+    edit(folder, "context", inputs=[entry | {"dtype": "float17"} for entry in facts["inputs"]])
+    with pytest.raises(EngineError, match="is malformed: TypeError: data type 'float17'"):
+        read_sidecar(folder)
+
+
+@pytest.mark.skipif(has_driver(), reason="needs a machine without an NVIDIA driver: with one, the engine may load")
+def test_the_real_tensorrt_says_why_it_does_not_load_an_engine(bundle: Bundle, tmp_path: Path) -> None:
+    """A real file through our checks into the real module, which has no driver here."""
+    tensorrt_rtx = pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx: pip install 'hart-edge[rtx]'")
+    job = (EngineJob("context", bundle.engine("context"), tmp_path / "context.engine"),)
+    list(process.run(BuildJob("tensorrt-rtx", ("sm86",), dimension_ranges(bundle.spec, 1), job)))
+    path, gpu, log = tmp_path / "context.engine", HostGpu(), Log(tensorrt_rtx)
+    facts = EngineFacts(path.name, path.stat().st_size, sha256_of(path), (), (), ())
+    with map_engine(path, facts) as data:
+        check_header(path, data[:HEADER], tensorrt_rtx.__version__, gpu.info)
+        with pytest.raises(EngineError, match=r"TensorRT does not load engine context: .*another backend"):
+            Session(Loader(gpu, tensorrt_rtx, tensorrt_rtx.Runtime(log.logger), log), "context", data, None)
+        with pytest.raises(EngineError, match="was built for SM86; RTX double has SM89"):
+            check_header(path, data[:HEADER], tensorrt_rtx.__version__, HostGpu(89).info)
 
 
 @pytest.mark.parametrize("name", ["../context.engine", "/etc/passwd", "..", ""])

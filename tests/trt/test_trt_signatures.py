@@ -9,8 +9,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from doubles import CLASSIC, Strict, rtx_table
-from signatures import CLASSIC_ENUMERATIONS, ENUMERATIONS, FUNCTIONS, RTX_ENUMERATIONS, RTX_USED, USED, accepts
+from tensorrt_double import CLASSIC, Strict, rtx_table
+from trt_signatures import CLASSIC_ENUMERATIONS, ENUMERATIONS, FUNCTIONS, RTX_ENUMERATIONS, RTX_USED, USED, accepts
 
 from hart_edge.export.build import builder, messages, network
 from hart_edge.export.build import plugins as build_plugins

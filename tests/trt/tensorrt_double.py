@@ -15,13 +15,16 @@ from typing import Any
 
 import numpy as np
 from host_device import HostDevice
-from signatures import ENUMERATIONS, RTX_ENUMERATIONS, RTX_USED, USED, Table, accepts, table_of
+from trt_signatures import ENUMERATIONS, RTX_ENUMERATIONS, RTX_USED, USED, Table, accepts, table_of
 
 from hart_edge.runtime.cuda import DeviceInfo
 from hart_edge.runtime.ort import OrtEngine
+from hart_edge.runtime.trt.backend import TrtBackend
 
 CLASSIC = json.loads((Path(__file__).parent / "classic_signatures.json").read_text(encoding="utf-8"))
 VERSION = "1.7.1.116"
+Opener = Callable[..., TrtBackend]
+"""Of the fixture `open_trt`: a double of the module, the backend's name, a device."""
 
 
 def rtx_table() -> Table:
