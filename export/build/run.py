@@ -17,7 +17,7 @@ from hart_edge.runtime.trt.sidecar import SCHEMA
 
 from . import process
 from .backends import BACKENDS, NATIVE, check_precision, check_targets
-from .plugins import NONE, check_plugins
+from .plugins import ALL, NONE, check_plugins
 from .shapes import dimension_ranges
 from .worker import BuildJob, EngineJob
 
@@ -48,8 +48,9 @@ def build_bundle(
         targets: architectures separated by commas, such as "sm86,sm89"; None for all that the backend builds for.
         precision: that the bundle is expected to have, of `backends.PRECISIONS`; None for the one it has.
         batch: the largest number of pictures at a time.
-        plugins: operators that are to be TensorRT plugins: "none", "all", or names of `plugins/graph_ops.py` separated by
-            commas. EngineError when one has no place in the bundle's graphs, or falls back to its function body.
+        plugins: operators that are to be TensorRT plugins: "none", "all" that have a place in the bundle's graphs, or names
+            of `plugins/graph_ops.py` separated by commas. EngineError when a named one has no place, or when a node falls back
+            to its function body.
         overwrite: replace a folder of engines.
         progress: told what is being done.
 
@@ -68,7 +69,7 @@ def build_bundle(
         jobs = tuple(EngineJob(name, bundle.engine(name).absolute(), folder / f"{name}.engine") for name in names)
         job = BuildJob(backend, chosen, dimension_ranges(bundle.spec, batch), jobs, wanted)
         facts = dict(zip(names, _run(job, progress), strict=True))
-        _check_placed(wanted, facts)
+        _check_placed(() if plugins == ALL else wanted, facts)
         sidecar = {
             "schema": SCHEMA,
             "backend": backend,

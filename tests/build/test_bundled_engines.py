@@ -11,6 +11,7 @@ import onnx
 import pytest
 
 from hart_edge.export.build import build_bundle, process
+from hart_edge.export.build import run as run_module
 from hart_edge.export.build.shapes import dimension_ranges
 from hart_edge.export.build.worker import BuildJob, EngineJob
 from hart_edge.plugins.graph_ops import GRAPH_OPS
@@ -124,6 +125,9 @@ def test_ranges_of_the_transformer(sidecar: dict[str, Any]) -> None:
 def test_a_plugin_without_a_place_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bundle without a decoder's norms, as the pass sees it."""
     monkeypatch.setattr(process, "run", lambda job: [("built", {"plugins": {}}) for _ in job.engines])
+    monkeypatch.setattr(run_module, "_file_facts", lambda path: {"file": path.name, "bytes": 0, "sha256": "", "plugins": {}})
+    everything = build_bundle(Bundle(bundled_folder(), check_files=False), tmp_path / "all", plugins="all")
+    assert not any(facts["plugins"] for facts in everything["engines"].values())
     with pytest.raises(EngineError, match="have no place for the plugin SwiGlu; they have none"):
         build_bundle(Bundle(bundled_folder(), check_files=False), tmp_path / "out", plugins="SwiGlu")
     assert not (tmp_path / "out").exists()

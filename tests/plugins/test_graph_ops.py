@@ -19,7 +19,7 @@ from hart_edge.plugins import KERNELS
 from hart_edge.plugins.adapter import Adapter, Faults
 from hart_edge.plugins.graph_op import GraphOp
 from hart_edge.plugins.graph_ops import GRAPH_OPS
-from hart_edge.plugins.kernel import FLOATS, Launch
+from hart_edge.plugins.kernel import FLOATS, Launch, Pointer
 from hart_edge.plugins.plugin import deregister_plugins, register_plugins
 from hart_edge.runtime.errors import EngineError
 from hart_edge.runtime.trt.launcher import DeviceLauncher
@@ -80,6 +80,22 @@ def launches_of(case: GraphCase, dtype: str) -> list[Launch]:
     plugin.enqueue(inputs, outputs, addresses[: len(inputs)], addresses[len(inputs) :], 0x100000, 7)
     faults.check("launching")
     return seen
+
+
+ADDRESSES = {  # inputs at 0x1000, 0x2000, …, outputs behind them, scratch memory at 0x100000; in the order of the kernels' parameters
+    "AddRmsNorm": [[0x1000, 0x2000, 0x5000, 0x3000, 0, 0, 0x4000]],  # x, residual, sum, weight, no modulation, y
+    "SplitRotary": [[0x1000, 0x2000, 0x3000, 0x4000, 0x5000, 0x6000]],
+    "SwiGlu": [[0x1000, 0x2000, 0x3000]],
+    "LayerNormModulate": [[0x1000, 0x3000, 0x4000, 0x2000 + 1024 * 4, 0x2000, 0x5000]],  # x, weight, bias, scale, shift, y
+    # 8 chunks of 48 pixels, 2 pictures: the sums take 4 KiB, gain and offset lie behind them
+    "GroupNormSilu": [[0x1000, 0x100000], [0x1000, 0x100000, 0x2000, 0x3000, 0x101000], [0x1000, 0x101000, 0x4000]],
+}
+
+
+@pytest.mark.parametrize("case", cases()[::2], ids=identity)
+def test_every_address_reaches_its_parameter(case: GraphCase) -> None:
+    found = [[argument.value for argument in launch.arguments if isinstance(argument, Pointer)] for launch in launches_of(case, "float32")]
+    assert found == ADDRESSES[case.op]
 
 
 def tensor(case: GraphCase, shape: tuple[int, ...], dtype: str) -> Any:
