@@ -24,7 +24,7 @@ from . import (
 )
 from .bench_case import CHANNELS, CODEBOOK, DIFFUSION, EPS, LATENT, PATCH_NUMS, WIDTH, Case, Shape, Tensors, by
 from .bench_scales import NOISE
-from .kernel import Launch
+from .kernel import FP8, Launch, minimum_of
 
 
 def diffusion(dtype: str, size: int) -> tuple[Case, ...]:
@@ -37,6 +37,21 @@ def diffusion(dtype: str, size: int) -> tuple[Case, ...]:
         Case("layer_norm_modulate", f"{by(rows, DIFFUSION)}, affine", dtype, lambda t: (_layer_norm(t, dtype, rows),)),
         Case("gate_residual", by(rows, DIFFUSION), dtype, lambda t: (_gate_residual(t, dtype, rows),)),
         Case("diffusion_update", f"{by(tokens, LATENT)}, from seeds", dtype, lambda t: (_diffusion_update(t, dtype, tokens),), NOISE),
+    )
+
+
+def diffusion_fp8(size: int) -> tuple[Case, ...]:
+    """Cases that write what the MLP's FP8 products read."""
+    rows, least = 2 * PATCH_NUMS[size][-1] ** 2, minimum_of(FP8)
+    return (
+        Case("add_silu", f"{by(rows, DIFFUSION)}, FP8 out", "float16", lambda t: (_add_silu(t, "float16", rows, FP8),), minimum=least),
+        Case(
+            "layer_norm_modulate",
+            f"{by(rows, DIFFUSION)}, affine, FP8 out",
+            "float16",
+            lambda t: (_layer_norm(t, "float16", rows, FP8),),
+            minimum=least,
+        ),
     )
 
 
@@ -75,15 +90,17 @@ def _take_rows(t: Tensors, dtype: str, tokens: int) -> Launch:
     return take_rows.launch(t.read((CODEBOOK, WIDTH), dtype), t.read((tokens,), "int64", index), t.write((2 * tokens, WIDTH), dtype))
 
 
-def _add_silu(t: Tensors, dtype: str, rows: int) -> Launch:
-    return add_silu.launch(t.read((rows, DIFFUSION), dtype), t.write((rows, DIFFUSION), dtype), t.read((DIFFUSION,), dtype))
+def _add_silu(t: Tensors, dtype: str, rows: int, out: str = "") -> Launch:
+    x, y = t.read((rows, DIFFUSION), dtype), t.write((rows, DIFFUSION), out or dtype)
+    return add_silu.launch(x, y, t.read((DIFFUSION,), dtype), 0.02 if out else None)
 
 
-def _layer_norm(t: Tensors, dtype: str, rows: int) -> Launch:
+def _layer_norm(t: Tensors, dtype: str, rows: int, out: str = "") -> Launch:
     shape = (rows, DIFFUSION)
     modulation = t.read((rows, 3 * DIFFUSION), dtype, parts=2 / 3)
     affine = t.read((DIFFUSION,), dtype), t.read((DIFFUSION,), dtype)
-    return layer_norm_modulate.launch(t.read(shape, dtype), modulation, t.write(shape, dtype), 0, 1, EPS, affine)
+    y, step = t.write(shape, out or dtype), 0.02 if out else None
+    return layer_norm_modulate.launch(t.read(shape, dtype), modulation, y, 0, 1, EPS, affine, step)
 
 
 def _gate_residual(t: Tensors, dtype: str, rows: int) -> Launch:

@@ -4,6 +4,9 @@
 
 cuBLASLt thinks in columns, where a row-major array is its own transpose: the product computed is yᵀ = wᵀ · xᵀ. Sums are
 float32; float32 products are true float32, never TF32.
+
+FP8 products (float8_e4m3 times float8_e4m3, per-tensor scales in device memory, y = scale_w · scale_x · x @ wᵀ …) have rules of
+their own in cuBLASLt: w transposed, n and k multiples of 16, y, c and bias in float16, a card of SM89 or newer.
 """
 
 from __future__ import annotations
@@ -13,13 +16,22 @@ from typing import Any
 
 import numpy as np
 
+from hart_edge.plugins.kernel import FP8
+
 from ..cuda import Device, DeviceBuffer, Stream
-from ..errors import EngineError, MissingPackageError
+from ..errors import EngineError, InputError, MissingPackageError
 
 WORKSPACE = 32 << 20
 """Bytes of scratch that products may use: what cuBLAS itself takes on Hopper."""
 ALIGNMENT = 16
 """Bytes that every operand's address is a multiple of."""
+FP8_MULTIPLE = 16
+"""What n and k of an FP8 product are multiples of."""
+FAST_ACCUMULATION = False
+"""Whether FP8 products may keep their sums in the tensor cores' own, narrower format over all of k.
+
+Off, partial sums go to float32 on the way, which costs speed on Hopper; `tests/fused/bench_fp8.py` measures both, time and error.
+"""
 
 
 @dataclass(frozen=True)
@@ -33,6 +45,9 @@ class Shape:
         bias: [n] is added to every row. add: c is added.
         batch: number of products. strides: elements from one to the next, of x, w, and y and c.
         lead: elements from one row to the next, of x, w, and y and c; 0: rows are packed.
+        fast: FP8 only, see FAST_ACCUMULATION.
+
+    Raises InputError for an FP8 product that cuBLASLt does not have.
     """
 
     m: int
@@ -47,6 +62,15 @@ class Shape:
     batch: int = 1
     strides: tuple[int, int, int] = (0, 0, 0)
     lead: tuple[int, int, int] = (0, 0, 0)
+    fast: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dtype == FP8 and (not self.transposed or self.out != "float16" or self.n % FP8_MULTIPLE or self.k % FP8_MULTIPLE):
+            raise InputError(
+                f"the FP8 product of w [{self.n}, {self.k}] to {self.out} was asked for; expected w transposed, its sizes multiples of "
+                f"{FP8_MULTIPLE}, and float16.",
+                "Keep that weight in float16.",
+            )
 
 
 def bindings() -> tuple[Any, Any]:
@@ -59,10 +83,14 @@ def bindings() -> tuple[Any, Any]:
 
 
 class Blas:
-    """A cuBLASLt handle, its scratch and the plans made with it. Closed explicitly; the device must outlive it."""
+    """A cuBLASLt handle, its scratch and the plans made with it. Closed explicitly; the device must outlive it.
+
+    Attributes:
+        fast_accumulation: of FP8 products that are planned from now on; see FAST_ACCUMULATION.
+    """
 
     def __init__(self, device: Device) -> None:
-        self._device = device
+        self._device, self.fast_accumulation = device, FAST_ACCUMULATION
         self._lt, self._cublas = bindings()
         self._scratch: DeviceBuffer = device.buffer(WORKSPACE)
         with device.active():
@@ -122,10 +150,12 @@ class Matmul:
         self._alpha, self._beta = np.array([shape.alpha], np.float32), np.array([1 if shape.add else 0], np.float32)
         self._algorithm = self._find()
 
-    def run(self, x: int, w: int, y: int, stream: Stream, c: int = 0, bias: int = 0) -> None:
-        """Compute on the stream; all arguments are device addresses. c may be y."""
+    def run(self, x: int, w: int, y: int, stream: Stream, c: int = 0, bias: int = 0, scales: tuple[int, int] = (0, 0)) -> None:
+        """Compute on the stream; all arguments are device addresses. c may be y; scales: of x and w, float32, for FP8 alone."""
         if bias:
             self._attribute(self._lt.MatmulDescAttribute.BIAS_POINTER, bias)
+        if self.shape.dtype == FP8:
+            self._set_scales(*scales)
         scratch, size = self._blas.scratch
         with self._blas.device.active():
             _checked(
@@ -162,6 +192,16 @@ class Matmul:
         if self.shape.bias:
             self._attribute(attribute.EPILOGUE, int(self._lt.Epilogue.BIAS))
             self._attribute(attribute.BIAS_DATA_TYPE, out)
+        if self.shape.dtype == FP8:
+            self._attribute(attribute.FAST_ACCUM, int(self.shape.fast))
+            scratch, _ = self._blas.scratch
+            self._set_scales(scratch, scratch)  # the heuristic is to see that there are scales; each run sets its own
+
+    def _set_scales(self, x: int, w: int) -> None:
+        """cuBLASLt's A is w, its B is x."""
+        attribute = self._lt.MatmulDescAttribute
+        self._attribute(attribute.A_SCALE_POINTER, w)
+        self._attribute(attribute.B_SCALE_POINTER, x)
 
     def _attribute(self, attribute: Any, value: int) -> None:
         buffer = np.array([value], self._lt.get_matmul_desc_attribute_dtype(attribute))
@@ -196,7 +236,7 @@ class Matmul:
 
 def _type(dtype: str) -> int:
     """cudaDataType_t."""
-    return {"float32": 0, "float16": 2}[dtype]
+    return {"float32": 0, "float16": 2, FP8: 28}[dtype]
 
 
 def _checked(doing: str, function: Any, *arguments: Any) -> Any:

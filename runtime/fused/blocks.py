@@ -15,6 +15,7 @@ from .attention import Attentions, AttentionShape
 from .buffers import prefix, rows, view
 from .context import FusedContext
 from .facts import GraphFacts
+from .fp8 import Weight, fed, load_weight
 from .linear import Linear
 from .program import Program
 from .weights import Weights
@@ -29,12 +30,12 @@ class LayerWeights:
     """One layer. qkv_bias [3C] is q_bias, zeros, v_bias; gate_up [C, 2F] makes both in one product; gain [H] or None."""
 
     norm: Buffer
-    qkv: Buffer
+    qkv: Weight
     qkv_bias: Buffer
-    proj: Buffer
+    proj: Weight
     proj_bias: Buffer
-    gate_up: Buffer
-    down: Buffer
+    gate_up: Weight
+    down: Weight
     gain: Buffer | None
 
     @property
@@ -75,12 +76,12 @@ def _load_layer(weights: Weights, name: str) -> LayerWeights:
     gain = f"{name}.logit_scale"
     return LayerWeights(
         norm=weights[f"{name}.norm.weight"],
-        qkv=weights[f"{name}.qkv.weight"],
+        qkv=load_weight(weights, f"{name}.qkv.weight"),
         qkv_bias=weights[f"{name}.qkv.bias"],
-        proj=weights[f"{name}.proj.weight"],
+        proj=load_weight(weights, f"{name}.proj.weight"),
         proj_bias=weights[f"{name}.proj.bias"],
-        gate_up=weights.put_joined(f"fused.{name}.gate_up", f"{name}.gate.weight", f"{name}.up.weight"),
-        down=weights[f"{name}.down.weight"],
+        gate_up=load_weight(weights, f"{name}.gate.weight", f"{name}.up.weight"),
+        down=load_weight(weights, f"{name}.down.weight"),
         gain=weights.copy(gain, f"fused.{gain}", lambda value: value.reshape(-1)) if gain in weights else None,
     )
 
@@ -171,20 +172,27 @@ class Layers:
 
     def _add_layer(self, program: Program, now: Pass, i: int, x: Buffer, scratch: Scratch, caches: Caches, rotate: Rotate) -> None:
         spec, layer, blas, n = self._spec, self._weights.layers[i], self._context.blas, now.count
-        normed, qkv = rows(scratch.normed, 0, n), rows(scratch.qkv, 0, n)
+        normed, qkv, spare = (rows(buffer, 0, n) for buffer in (scratch.normed, scratch.qkv, scratch.q))
         heads = (now.rows, now.tokens, spec.heads, spec.head_dim)
-        q, y = view(rows(scratch.q, 0, n), *heads), view(normed, *heads)
-        program.kernels(rms_norm.launch(x, layer.norm, normed, self._eps))
-        program.linear(Linear(blas, n, layer.qkv, layer.qkv_bias if self._biased else None), normed, qkv)
+        q, y = view(spare, *heads), view(normed, *heads)
+        given = self._add_norm(program, x, layer.norm, layer.qkv, normed)
+        program.linear(Linear(blas, n, layer.qkv, layer.qkv_bias if self._biased else None), given, qkv)
         program.kernels(rotate(i, qkv, q, caches.k[i], caches.v[i]))
         attention = self._attentions.get(self._shape(now, caches.k[i]))
         program.call([lambda: attention.run(q, caches.k[i], caches.v[i], y)])
-        program.linear(Linear(blas, n, layer.proj, layer.proj_bias), normed, x, residual=x)
-        gate_up, inner = rows(scratch.gate_up, 0, n), rows(scratch.inner, 0, n)
-        program.kernels(rms_norm.launch(x, layer.norm, normed, self._eps))
-        program.linear(Linear(blas, n, layer.gate_up), normed, gate_up)
-        program.kernels(swiglu.launch(gate_up, inner))
+        given = program.quantized(layer.proj, normed, spare)
+        program.linear(Linear(blas, n, layer.proj, layer.proj_bias), given, x, residual=x)
+        gate_up, (inner, step) = rows(scratch.gate_up, 0, n), fed(layer.down, rows(scratch.inner, 0, n))
+        given = self._add_norm(program, x, layer.norm, layer.gate_up, normed)
+        program.linear(Linear(blas, n, layer.gate_up), given, gate_up)
+        program.kernels(swiglu.launch(gate_up, inner, scale=step))
         program.linear(Linear(blas, n, layer.down), inner, x, residual=x)
+
+    def _add_norm(self, program: Program, x: Buffer, norm: Buffer, product: Weight, normed: Buffer) -> Buffer:
+        """x normalised as the product takes it."""
+        given, step = fed(product, normed)
+        program.kernels(rms_norm.launch(x, norm, given, self._eps, scale=step))
+        return given
 
     def _shape(self, now: Pass, cache: Buffer) -> AttentionShape:
         spec = self._spec

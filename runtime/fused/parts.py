@@ -21,14 +21,14 @@ class PartPlan(Generic[T]):
     Attributes:
         sizes: the part with offsets for addresses: for the shapes of its buffers.
         bytes: of device memory, one allocation.
-        used: names of the stored tensors that it takes.
+        used: names of the stored tensors that it takes; fp8: of those among them that are FP8.
     """
 
     def __init__(self, name: str, bundle: Bundle, load: Callable[[Weights], T]) -> None:
         self.name, self.bundle, self.load = name, bundle, load
         plan = WeightsPlan(bundle)
         self.sizes = load(plan)
-        self.bytes, self.used = plan.bytes, plan.used
+        self.bytes, self.used, self.fp8 = plan.bytes, plan.used, plan.fp8
 
 
 class Part(Generic[T]):
@@ -53,8 +53,8 @@ class Part(Generic[T]):
         self._weights, self._value = None, self.plan.sizes
 
     def _load(self) -> tuple[DeviceWeights, T]:
-        plan, context = self.plan, self._context
-        weights = DeviceWeights(plan.bundle, context.device, context.stream, plan.bytes, f"weights of the {plan.name}")
+        plan = self.plan
+        weights = DeviceWeights(plan.bundle, self._context, plan.bytes, f"weights of the {plan.name}")
         try:
             return weights, plan.load(weights)
         except BaseException:

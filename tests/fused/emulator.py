@@ -9,22 +9,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from emulated_products import Blas
 
-from hart_edge.plugins import Launch, diffusion_update, gate_residual, layer_norm_modulate, noise, rms_norm
-from hart_edge.plugins.quantize import Array
+from hart_edge.plugins import Launch, add_silu, diffusion_update, gate_residual, layer_norm_modulate, noise, rms_norm, transpose
+from hart_edge.plugins.quantize import Array, e4m3_codes
 from hart_edge.runtime.cuda_resources import MemoryUse
 from hart_edge.runtime.errors import EngineError, GpuMemoryError
-from hart_edge.runtime.fused.blas import Shape
 from hart_edge.runtime.fused.context import FusedContext
 
 START = 4096
 """First address that is given away; 0 stays the null pointer."""
-TYPES = {"float": np.float32, "__half": np.float16}
+TYPES = {"float": np.float32, "__half": np.float16, "__nv_fp8_e4m3": np.uint8}
+"""NumPy's types by the kernels' names; FP8 is kept as its codes."""
 
 
 class Memory:
@@ -108,6 +110,7 @@ class Device:
 
     def __init__(self, memory: Memory) -> None:
         self._memory, self.driver, self.use = memory, Driver(memory), memory.use
+        self.info = SimpleNamespace(name="emulated GPU", capability=90)
 
     def buffer(self, size: int) -> Block:
         return Block(self._memory, size)
@@ -136,34 +139,6 @@ class Stream:
 
     def capture(self, record: Callable[[], None]) -> Captured:
         return Captured(record)
-
-
-class Product:
-    """Stands for a planned product."""
-
-    def __init__(self, memory: Memory, shape: Shape) -> None:
-        self._memory, self._shape = memory, shape
-
-    def run(self, x: int, w: int, y: int, stream: Any, c: int = 0, bias: int = 0) -> None:
-        s, at = self._shape, self._memory.strided
-        rows, columns = (s.n, s.k) if s.transposed else (s.k, s.n)
-        leads = [lead or width for lead, width in zip(s.lead, (s.k, columns, s.n), strict=True)]
-        a = at(x, (s.batch, s.strides[0]), (s.m, leads[0]), s.k, s.dtype).astype(np.float32)
-        b = at(w, (s.batch, s.strides[1]), (rows, leads[1]), columns, s.dtype).astype(np.float32)
-        result = np.float32(s.alpha) * a @ (b.swapaxes(1, 2) if s.transposed else b)
-        if s.bias:
-            result = result + self._memory.at(bias, (s.n,), s.out).astype(np.float32)
-        if s.add:
-            result = result + at(c, (s.batch, s.strides[2]), (s.m, leads[2]), s.n, s.out)
-        at(y, (s.batch, s.strides[2]), (s.m, leads[2]), s.n, s.out)[...] = result
-
-
-class Blas:
-    def __init__(self, memory: Memory) -> None:
-        self._memory = memory
-
-    def plan(self, shape: Shape) -> Product:
-        return Product(self._memory, shape)
 
 
 class Tensor:
@@ -244,6 +219,11 @@ class Cudnn:
         return Graph(self._memory, dtype, tensors)
 
 
+def emitted(y: Array, types: list[Any], inverse: float) -> Array:
+    """A kernel's rounded result as its output type, the second of its types: quantised where that is FP8."""
+    return e4m3_codes(y.astype(np.float32) * np.float32(inverse)) if types[1] is np.uint8 else y
+
+
 class Library:
     """Stands for the `KernelLibrary`: finds the kernel's formula by its source and name."""
 
@@ -256,22 +236,26 @@ class Library:
         arguments = [a.value if hasattr(a, "value") else a.item() for a in launch.arguments]
         getattr(self, f"_{name}")(launch, types, *arguments)
 
-    def _cast(self, launch: Launch, types: list[Any], x: int, y: int, size: int) -> None:
-        self._memory.at(y, (size,), types[1])[...] = self._memory.at(x, (size,), types[0])
+    def _cast(self, launch: Launch, types: list[Any], x: int, y: int, size: int, inverse: float) -> None:
+        self._memory.at(y, (size,), types[1])[...] = emitted(self._memory.at(x, (size,), types[0]), types, inverse)
 
     def _add_bias(self, launch: Launch, types: list[Any], x: int, bias: int, residual: int, y: int, rows: int, width: int) -> None:
         at, dtype = self._memory.at, types[0]
         total = at(x, (rows, width), dtype).astype(np.float32) + at(bias, (width,), dtype)
         at(y, (rows, width), dtype)[...] = total + at(residual, (rows, width), dtype) if residual else total
 
-    def _add_silu(self, launch: Launch, types: list[Any], x: int, row: int, y: int, width: int) -> None:
+    def _add_silu(self, launch: Launch, types: list[Any], x: int, row: int, y: int, width: int, inverse: float) -> None:
         at, dtype, rows = self._memory.at, types[0], launch.grid[0]
-        total = at(x, (rows, width), dtype).astype(np.float32) + (at(row, (width,), dtype) if row else 0)
-        at(y, (rows, width), dtype)[...] = total / (1 + np.exp(-total))
+        made = add_silu.add_silu(at(x, (rows, width), dtype), at(row, (width,), dtype) if row else None)
+        at(y, (rows, width), types[1])[...] = emitted(made, types, inverse)
 
     def _softmax_rows(self, launch: Launch, types: list[Any], x: int, y: int, width: int) -> None:
         values = torch.from_numpy(self._memory.at(x, (launch.grid[0], width), types[0]).astype(np.float32))
         self._memory.at(y, (launch.grid[0], width), types[0])[...] = torch.softmax(values, -1).numpy()
+
+    def _transpose(self, launch: Launch, types: list[Any], x: int, y: int, rows: int, columns: int) -> None:
+        batch, dtype = launch.grid[2], types[0]
+        self._memory.at(y, (batch, columns, rows), dtype)[...] = transpose.transpose(self._memory.at(x, (batch, rows, columns), dtype))
 
     def _take_rows(self, launch: Launch, types: list[Any], table: int, index: int, y: int, count: int, width: int) -> None:
         numbers = np.resize(self._memory.at(index, (count,), np.int64), launch.grid[0])
@@ -330,12 +314,13 @@ class Library:
         width: int,
         stride: int,
         eps: float,
+        inverse: float,
     ) -> None:
         at, dtype, rows = self._memory.at, types[0], launch.grid[0]
         affine = (at(weight, (width,), dtype), at(bias, (width,), dtype)) if weight else None
         parts = [self._memory.strided(p, (1, 0), (rows, stride), width, dtype)[0] for p in (shift, scale)]
         truth = layer_norm_modulate.layer_norm_modulate(at(x, (rows, width), dtype), np.concatenate(parts, axis=1), 0, 1, eps, affine)
-        at(y, (rows, width), dtype)[...] = truth
+        at(y, (rows, width), types[1])[...] = emitted(truth, types, inverse)
 
     def _gate_residual(self, launch: Launch, types: list[Any], h: int, gate: int, y: int, out: int, width: int, stride: int) -> None:
         at, dtype, rows = self._memory.at, types[0], launch.grid[0]
@@ -351,7 +336,7 @@ class Library:
         normed, s = rms_norm.rms_norm(at(x, (rows, width), dtype), at(weight, (width,), dtype), eps, added)
         if residual:
             at(total, (rows, width), dtype)[...] = s
-        at(y, (rows, width), dtype)[...] = normed
+        at(y, (rows, width), types[1])[...] = emitted(normed, types, rest[3])
 
     def _noise(self, launch: Launch, types: list[Any], seeds: int, out: int, size: int, index: int, purpose: int) -> None:
         drawn = noise.noise(self._memory.at(seeds, (launch.grid[1],), np.uint64), size, index, purpose, "true" in launch.kernel.expression)

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from emulated_scales import emulated_gpu
 
-from hart_edge.runtime.errors import EngineError
+from hart_edge.plugins.kernel import FP8
+from hart_edge.runtime.errors import EngineError, InputError
 from hart_edge.runtime.fused import blas as blas_module
 from hart_edge.runtime.fused.blas import ALIGNMENT, WORKSPACE, Blas, Shape
 
@@ -30,7 +31,17 @@ class Bindings:
     """
 
     Epilogue = enum("Epilogue", "DEFAULT", "BIAS")
-    MatmulDescAttribute = enum("MatmulDescAttribute", "TRANSA", "TRANSB", "EPILOGUE", "BIAS_POINTER", "BIAS_DATA_TYPE")
+    MatmulDescAttribute = enum(
+        "MatmulDescAttribute",
+        "TRANSA",
+        "TRANSB",
+        "EPILOGUE",
+        "BIAS_POINTER",
+        "BIAS_DATA_TYPE",
+        "A_SCALE_POINTER",
+        "B_SCALE_POINTER",
+        "FAST_ACCUM",
+    )
     MatrixLayoutAttribute = enum("MatrixLayoutAttribute", "BATCH_COUNT", "STRIDED_BATCH_OFFSET")
     MatmulPreferenceAttribute = enum(
         "MatmulPreferenceAttribute", "MAX_WORKSPACE_BYTES", *(f"MIN_ALIGNMENT_{operand}_BYTES" for operand in "ABCD")
@@ -66,7 +77,7 @@ class Bindings:
     matmul_desc_set_attribute = matrix_layout_set_attribute = matmul_preference_set_attribute = _set
 
     def get_matmul_desc_attribute_dtype(self, attribute: Any) -> Any:
-        return np.int64 if attribute.name == "BIAS_POINTER" else np.int32
+        return np.int64 if attribute.name.endswith("POINTER") else np.int8 if attribute.name == "FAST_ACCUM" else np.int32
 
     def get_matrix_layout_attribute_dtype(self, attribute: Any) -> Any:
         return np.int32 if attribute.name == "BATCH_COUNT" else np.int64
@@ -134,6 +145,27 @@ def test_transposed_and_strided_batches(lt: Bindings, blas: Blas) -> None:
     alpha, beta = (ctypes.cast(product[i], ctypes.POINTER(ctypes.c_float))[0] for i in (2, 7))
     assert (alpha, beta) == (0.5, 0.0)
     assert product[8] == 300  # C is not read, but cuBLASLt wants an address
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_fp8_products_have_scales_of_their_own(lt: Bindings, blas: Blas, fast: bool) -> None:
+    """One plan for all weights of a shape: each run says where its scales are."""
+    stream: Any = SimpleNamespace(address=1)
+    shape = Shape(5, 32, 48, FP8, "float16", transposed=True, bias=True, add=True, lead=(0, 0, 96), fast=fast)
+    blas.plan(shape).run(100, 200, 300, stream, 300, 500, scales=(700, 800))
+    (product,) = lt.products
+    assert layouts(lt, product) == [(48, 32, 48), (48, 5, 48), (32, 5, 96), (32, 5, 96)]
+    assert [lt.made[product[i]]["dtype"] for i in (4, 6, 9, 11)] == [28, 28, 2, 2]
+    description = lt.made[product[1]]
+    assert (description["TRANSA"], description["TRANSB"], description["FAST_ACCUM"]) == (1, 0, fast)
+    assert (description["A_SCALE_POINTER"], description["B_SCALE_POINTER"]) == (800, 700)  # A is w, B is x
+    assert (description["BIAS_POINTER"], description["BIAS_DATA_TYPE"]) == (500, 2)
+
+
+@pytest.mark.parametrize("how", [{"transposed": False}, {"out": "float32"}, {"n": 24}, {"k": 40}])
+def test_fp8_products_that_cublaslt_does_not_have_are_named(how: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"FP8 product of w \[\d+, \d+\].*multiples of 16, and float16"):
+        Shape(**{"m": 5, "n": 32, "k": 48, "dtype": FP8, "out": "float16", "transposed": True, **how})
 
 
 def test_plans_are_made_once_and_freed(lt: Bindings, blas: Blas) -> None:
