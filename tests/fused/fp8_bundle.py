@@ -22,6 +22,7 @@ from safetensors import safe_open
 from hart_edge.plugins.quantize import E4M3_MAX, Array, e4m3_codes
 from hart_edge.runtime.bundle import MANIFEST, WEIGHTS, Bundle
 from hart_edge.runtime.engine import Engine, Tensors
+from hart_edge.runtime.files import sha256_of
 from hart_edge.runtime.ort import OrtCpu, OrtEngine
 from hart_edge.runtime.pipeline import Pipeline
 
@@ -49,9 +50,9 @@ def fp8_bundle(source: Bundle, folder: Path, prompts: Sequence[str], parts: Sequ
 def _opened(folder: Path) -> Bundle:
     manifest = json.loads((folder / MANIFEST).read_text())
     for name, entry in manifest["files"].items():
-        entry["bytes"] = (folder / name).stat().st_size
+        entry |= {"bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)}
     (folder / MANIFEST).write_text(json.dumps(manifest))
-    return Bundle(folder, check_files=False)
+    return Bundle(folder)
 
 
 class _Watched(OrtEngine):

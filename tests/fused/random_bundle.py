@@ -143,12 +143,13 @@ def _tensors(headers: Headers, seed: int) -> Iterator[Array]:
         elif name.endswith(".weight.scale"):
             yield np.float32(scale)
         else:
-            yield _plain(name, np.resize(np.roll(row, 997 * i), shape) / math.sqrt(max(1, fan))).astype(_dtype(name))
+            values = _plain(name, len(shape), row / math.sqrt(max(1, fan))).astype(_dtype(name))
+            yield np.resize(np.roll(values, 997 * i), shape)
 
 
-def _plain(name: str, values: Array) -> Array:
+def _plain(name: str, rank: int, values: Array) -> Array:
     """As the values of a model lie: norms near 1, and no large exponent of the diffusion's variance, which would be infinite."""
-    if values.ndim == 1 and "norm" in name and name.endswith("weight"):
+    if rank == 1 and "norm" in name and name.endswith("weight"):
         return 1 + 0.05 * values
     return 0.1 * values if name.startswith("residual_step.final.") else values
 
