@@ -194,8 +194,10 @@ class Matmul:
             self._attribute(attribute.BIAS_DATA_TYPE, out)
         if self.shape.dtype == FP8:
             self._attribute(attribute.FAST_ACCUM, int(self.shape.fast))
-            scratch, _ = self._blas.scratch
-            self._set_scales(scratch, scratch)  # the heuristic is to see that there are scales; each run sets its own
+            scratch, _ = self._blas.scratch  # the heuristic is to see that there are scales and a bias; each run sets its own
+            self._set_scales(scratch, scratch)
+            if self.shape.bias:
+                self._attribute(attribute.BIAS_POINTER, scratch)
 
     def _set_scales(self, x: int, w: int) -> None:
         """cuBLASLt's A is w, its B is x."""

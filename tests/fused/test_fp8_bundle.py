@@ -17,10 +17,14 @@ from pipelines import KINDS, emulated_for, opened
 from test_engines_fused import error
 
 from hart_edge.plugins.quantize import Array
+from hart_edge.runtime import pipeline
 from hart_edge.runtime.bundle import Bundle, bundled_folder
 from hart_edge.runtime.engine import Tensors
+from hart_edge.runtime.errors import HartWarning
+from hart_edge.runtime.fused.backend import FusedBackend
 from hart_edge.runtime.fused.loop import FusedLoop
 from hart_edge.runtime.noise import PhiloxNoise
+from hart_edge.runtime.ort import OrtCpu
 from hart_edge.runtime.pipeline import Pipeline
 from hart_edge.runtime.timing import StageTimes
 from hart_edge.runtime.transformer import Conditioning, TransformerRun
@@ -155,6 +159,17 @@ def test_free_running_tokens_begin_as_those_of_fp16(fused_fp8: Pipeline, recorde
     assert equal[0] == 1.0, equal
     assert np.mean(equal) > 0.5, equal
     results.close()  # type: ignore[attr-defined]
+
+
+def test_auto_goes_on_where_the_card_has_no_fp8(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = emulated_for(bundle)
+    context.device.info.capability = 86
+    backends = {"cuda": FusedBackend(context), "cpu": OrtCpu()}
+    backends["cuda"].close = backends["cuda"].release  # type: ignore[method-assign, union-attr]
+    monkeypatch.setattr(pipeline, "candidates", lambda backend, low_vram: tuple(backends))
+    monkeypatch.setattr(pipeline, "open_backend", lambda name, threads, low_vram: backends[name])
+    with pytest.warns(HartWarning, match=r"cuda was passed over: .*FP8 weights, .*SM89.*has SM86"), Pipeline.open(bundle) as pipe:
+        assert pipe.backend == "cpu"
 
 
 def test_the_cpu_draws_with_the_same_bundle(cpu_fp8: Pipeline) -> None:
