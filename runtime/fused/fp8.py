@@ -74,12 +74,12 @@ def load_weight(weights: Weights, *names: str, beside: Sequence[str] = ()) -> We
 
 
 def can_run(weights: Weights, names: Iterable[str]) -> bool:
-    """Whether these are FP8 weights that can share an input: one input scale, sizes that cuBLASLt takes."""
+    """Whether these are FP8 weights that can share an input: one input scale, one width, sizes that cuBLASLt takes."""
     names = tuple(names)
     if any(weights.kind(name) != STORED_FP8 for name in names):
         return False
-    steps = {weights.scalar(f"{name}.input_scale") for name in names}
-    return len(steps) == 1 and not any(size % FP8_MULTIPLE for name in names for size in weights.shape(name))
+    inputs = {(weights.scalar(f"{name}.input_scale"), weights.shape(name)[0]) for name in names}
+    return len(inputs) == 1 and not any(size % FP8_MULTIPLE for name in names for size in weights.shape(name))
 
 
 def _load_fp8(weights: Weights, names: tuple[str, ...]) -> Fp8Weight:

@@ -83,7 +83,8 @@ class Weights(ABC):
         self.used.add(name)
         value = self._file.get_tensor(name)
         if value.size != 1 or value.dtype != np.float32 or not 0 < value.item() < math.inf:
-            raise BundleError(f"{self._path}: {name} is {value.tolist()} ({value.dtype}); expected one positive float32.", REEXPORT)
+            what = f"{value.dtype} {value.item()}" if value.size == 1 else f"{value.dtype} {list(value.shape)}"
+            raise BundleError(f"{self._path}: {name} is {what}; expected one positive float32.", REEXPORT)
         return float(value.item())
 
     def kind(self, name: str) -> str:
@@ -110,7 +111,7 @@ class Weights(ABC):
         return self.put(name, self._join([self.host(part) for part in parts]))
 
     def put_turned(self, name: str, *parts: str) -> Buffer:
-        """Stored FP8 tensors [in, out], as one [out, in]: each transposed, one behind the other."""
+        """Stored FP8 tensors [in, out] of one width `in`, as one [out, in]: each transposed, one behind the other."""
         self.used.update(parts)
         self.fp8.update(parts)
         (inner,) = {self.shape(part)[0] for part in parts}
