@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from hart_edge.plugins import Launch, diffusion_update, gate_residual, layer_norm_modulate, noise, rms_norm
+from hart_edge.plugins import Launch, diffusion_update, gate_residual, join_phases, layer_norm_modulate, noise, rms_norm
 from hart_edge.plugins.quantize import Array
 from hart_edge.runtime.cuda_resources import MemoryUse
 from hart_edge.runtime.errors import EngineError, GpuMemoryError
@@ -278,10 +278,10 @@ class Library:
         entries = self._memory.at(table, (numbers.max() + 1, width), types[0])
         self._memory.at(y, (launch.grid[0], width), types[0])[...] = entries[numbers]
 
-    def _upsample(self, launch: Launch, types: list[Any], x: int, y: int, cells: int, columns: int, channels: int) -> None:
-        source = self._memory.at(x, (cells // columns, columns, channels), types[0])
-        target = self._memory.at(y, (2 * cells // columns, 2 * columns, channels), types[0])
-        target[...] = source.repeat(2, 0).repeat(2, 1)
+    def _join_phases(self, launch: Launch, types: list[Any], z: int, y: int, height: int, width: int, channels: int) -> None:
+        batch = launch.grid[1] // (2 * height)
+        source = self._memory.at(z, (batch, height + 1, width + 1, 4 * channels), types[0])
+        self._memory.at(y, (batch, 2 * height, 2 * width, channels), types[0])[...] = join_phases.join_phases(source)
 
     def _group_norm_statistics(self, launch: Launch, types: list[Any], *arguments: int) -> None: ...
 
