@@ -19,10 +19,14 @@ from ..kernels import KernelLibrary
 from .blas import Blas
 from .buffers import nbytes
 from .cudnn import Cudnn
+from .plans import Plans
 
 
 class FusedContext:
     """One GPU, opened for the fused engine. A context manager; closing it frees everything on the device.
+
+    Args:
+        cache: of compiled kernels; measured plans of the libraries are kept in the folder `plans` in it.
 
     Attributes:
         device, stream: where everything runs, in order.
@@ -34,10 +38,12 @@ class FusedContext:
         with ExitStack() as stack:
             self.device = stack.enter_context(Device(index, host))
             self.stream = self.device.stream()
+            cache = cache or KernelCache()
             self.library = KernelLibrary(self.device, sources(), KERNELS, cache)
-            self.blas = Blas(self.device)
+            plans = Plans(self.device, self.stream, cache.folder / "plans")
+            self.blas = Blas(self.device, plans)
             stack.callback(self.blas.close)
-            self.cudnn = Cudnn(self.device, self.stream)
+            self.cudnn = Cudnn(self.device, self.stream, plans)
             stack.callback(self.cudnn.close)
             self._stack = stack.pop_all()
 

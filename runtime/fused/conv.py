@@ -113,8 +113,8 @@ class Convolution:
 
     def _build(self, fused: bool) -> CudnnGraph:
         cudnn = self._context.cudnn
-        what = f"a convolution of {self.shape}{'' if fused else ' alone'}"
-        return cudnn.build(what, self.shape.dtype, describe(self.shape, cudnn.types(self.shape.dtype), fused))
+        what = f"a convolution{'' if fused else ' alone'} of {self.shape}"
+        return cudnn.build(what, self.shape, self.shape.dtype, describe(self.shape, cudnn.types(self.shape.dtype), fused))
 
     def _check(self, x: Buffer, weight: Buffer, bias: Buffer, y: Buffer, residual: Buffer | None) -> None:
         shape = self.shape

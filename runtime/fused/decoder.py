@@ -103,8 +103,8 @@ class FusedDecoder:
 
     def _convolve(self, program: Program, pair: tuple[Buffer, Buffer], x: Buffer, y: Buffer, added: Buffer | None = None) -> None:
         weight, bias = pair
-        outer, side, _, _ = weight.shape
-        shape = ConvShape(*x.shape, outer, side, self._dtype, added is not None)
+        batch, height, width, inner = x.shape
+        shape = ConvShape(batch, height, width, inner, weight.shape[0], weight.shape[1], self._dtype, added is not None)
         program.call([partial(self._convolutions.plan(shape).run, x, weight, bias, y, added)])
 
     def _add_norm(self, program: Program, layer: Norm) -> None:

@@ -86,6 +86,12 @@ class Block:
             self._memory.free(self.address, self.size)
         self._open = False
 
+    def __enter__(self) -> Block:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
 
 class Driver:
     """Copies."""
@@ -237,7 +243,7 @@ class Cudnn:
     def types(self, dtype: str) -> str:
         return dtype
 
-    def build(self, what: str, dtype: str, describe: Callable[[Any], Mapping[str, Tensor]]) -> Graph:
+    def build(self, what: str, shape: object, dtype: str, describe: Callable[[Any], Mapping[str, Tensor]]) -> Graph:
         tensors = describe(Description())
         if "bias" in tensors and not self._fuses:
             raise EngineError(f"{what}: no engine.")
