@@ -155,8 +155,8 @@ def geometry(shape: tuple[int, int, int, int]) -> tuple[list[int], list[int]]:
 
 
 def channels_last(weight: Array) -> Array:
-    """[O, I, k, k], as the bundle stores it → [O, k, k, I]."""
-    return np.ascontiguousarray(weight.transpose(0, 2, 3, 1))
+    """[O, I, k, k], as the bundle stores it → [O, k, k, I], a view."""
+    return weight.transpose(0, 2, 3, 1)
 
 
 def phase_kernels(weight: Array) -> Array:
@@ -165,9 +165,24 @@ def phase_kernels(weight: Array) -> Array:
     Of the three rows of an enlarged image that row 2r + p sees, two are the same row of the small one: p = 0 sees r − 1 once
     and r twice, p = 1 sees r twice and r + 1 once; columns likewise. Their weights are added in float32 and rounded once.
     """
-    taps = np.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], np.float32)  # [phase, cell, tap]
-    kernels = np.einsum("pau,qbv,oiuv->pqoabi", taps, taps, weight.astype(np.float32), optimize=True)
-    return np.ascontiguousarray(kernels.reshape(-1, 2, 2, weight.shape[1]).astype(weight.dtype))
+    taps = channels_last(weight).astype(np.float32)  # [O, 3, 3, I]
+    kernels = np.empty(phase_shape(weight), weight.dtype).reshape(2, 2, -1, 2, 2, taps.shape[3])
+    for p, rows in enumerate(_SEEN):
+        for a, row in enumerate(rows):
+            summed = taps[:, row].sum(axis=1)  # [O, 3, I]
+            for q, columns in enumerate(_SEEN):
+                for b, column in enumerate(columns):
+                    kernels[p, q, :, a, b] = summed[:, column].sum(axis=1)
+    return kernels.reshape(phase_shape(weight))
+
+
+_SEEN = ((slice(0, 1), slice(1, 3)), (slice(0, 2), slice(2, 3)))
+"""Taps of a 3 × 3 kernel that fall on the first and on the second cell that phases 0 and 1 see, along one axis."""
+
+
+def phase_shape(weight: Array) -> tuple[int, ...]:
+    """Of what `phase_kernels` makes."""
+    return 4 * weight.shape[0], 2, 2, weight.shape[1]
 
 
 def phase_bias(bias: Array) -> Array:

@@ -12,7 +12,7 @@ from hart_edge.plugins.kernel import ITEM_BYTES, Buffer
 from .blas import Shape
 from .buffers import prefix, view
 from .context import FusedContext
-from .conv import Convolutions, ConvShape, channels_last, phase_bias, phase_kernels
+from .conv import Convolutions, ConvShape, channels_last, phase_bias, phase_kernels, phase_shape
 from .decoder_layers import PREFIX, Attend, Conv, DecoderLayers, Enlarge, Layer, Norm, Spot, decoder_layers
 from .program import Program
 from .weights import Weights
@@ -156,5 +156,8 @@ def _pair(weights: Weights, layer: Conv) -> tuple[Buffer, Buffer]:
 
 def _phases(weights: Weights, layer: Enlarge) -> tuple[Buffer, Buffer]:
     """Weight [4·O, 2, 2, I] and bias [4·O] of the phases."""
-    weight = weights.copy(f"{layer.name}.weight", f"{layer.name}.weight of phases", phase_kernels)
-    return weight, weights.copy(f"{layer.name}.bias", f"{layer.name}.bias of phases", phase_bias)
+    name, bias = f"{layer.name}.weight of phases", weights.copy(f"{layer.name}.bias", f"{layer.name}.bias of phases", phase_bias)
+    if name in weights.placed:
+        return weights[name], bias
+    stored = weights.host(f"{layer.name}.weight")
+    return weights.put_made(name, phase_shape(stored), stored.dtype, partial(phase_kernels, stored)), bias

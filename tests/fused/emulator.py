@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -118,6 +119,12 @@ class Device:
     def buffer(self, size: int) -> Block:
         return Block(self._memory, size)
 
+    def pinned(self, shape: tuple[int, ...], dtype: Any) -> SimpleNamespace:
+        return SimpleNamespace(array=np.empty(shape, dtype), close=lambda: None)
+
+    def stream(self) -> Stream:
+        return Stream()
+
     def call(self, doing: str, function: Callable[..., Any], *arguments: Any) -> Any:
         return function(*arguments)
 
@@ -139,6 +146,8 @@ class Stream:
     address = 0
 
     def synchronize(self) -> None: ...
+
+    def close(self) -> None: ...
 
     def capture(self, record: Callable[[], None]) -> Captured:
         return Captured(record)
