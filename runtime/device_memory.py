@@ -62,6 +62,9 @@ class DeviceMemory:
         self.read(tensor, array)
         return array
 
+    def wait(self) -> None:
+        self.stream.synchronize()
+
     def trim(self) -> bool:
         """Free the idle blocks; says whether there were any."""
         blocks = [block for idle in self._idle.values() for block in idle]

@@ -28,7 +28,7 @@ def measure(pipe: Pipeline, batch: int, runs: int) -> list[dict[str, float]]:
     """Seconds per stage of every run, the first two included."""
     results = []
     for run in range(runs + 2):
-        times = StageTimes()
+        times = StageTimes(pipe.memory.wait)
         pipe.generate_batch(["two red circles"] * batch, seeds=[run * batch + j for j in range(batch)], times=times)
         results.append(times.seconds)
     return results

@@ -125,6 +125,9 @@ class Device:
     def stream(self) -> Stream:
         return Stream()
 
+    def event(self) -> SimpleNamespace:
+        return SimpleNamespace(record=lambda stream: None, synchronize=lambda: None)
+
     def call(self, doing: str, function: Callable[..., Any], *arguments: Any) -> Any:
         return function(*arguments)
 
