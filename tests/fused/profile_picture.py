@@ -3,7 +3,7 @@
     python tests/fused/profile_picture.py [--side 512|1024] [--batch N] [--bundle FOLDER] [--backend cuda|ort-cuda] [--json FILE]
 
 Draws with the released model's sizes and random weights (or a bundle), three times; the third is profiled (torch's profiler).
-Without --bundle the backend is cuda: a random bundle has no graphs that another could run.
+A random bundle, which is made where --bundle names no folder, has no graphs that another backend than cuda could run.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        made = asked.bundle or make_bundle(Path(folder) / "bundle", {512: HART_512, 1024: HART_1024}[asked.side], RELEASED).root
+        made = asked.bundle or Path(folder) / "bundle"
+        if not made.exists():
+            make_bundle(made, {512: HART_512, 1024: HART_1024}[asked.side], RELEASED)
         found = profile(Bundle(made, check_files=False), asked.backend, asked.batch)
     print(report(found))
     if asked.json:
