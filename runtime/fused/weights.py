@@ -1,13 +1,16 @@
 """A bundle's weights as components take them: each tensor once, as it is stored or as a component wants it laid out.
 
 Components are loaded twice by the same code: from a `WeightsPlan`, which reads the file's header only and counts, and from
-the `DeviceWeights` whose one allocation is as large as the plan says.
+the `DeviceWeights` whose one allocation is as large as the plan says. The file is mapped, so a tensor is read when it is copied.
 """
 
 from __future__ import annotations
 
+import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -21,6 +24,7 @@ from ..cuda import Device, DeviceBuffer, Stream
 from ..engine import Array
 from ..errors import BundleError, InputError
 from ..spec import REEXPORT
+from .upload import Content, Uploader, whole
 from .workspace import aligned, allocate
 
 BLOCK = 64 << 20
@@ -48,6 +52,11 @@ class Weights(ABC):
             self.put(name, self.host(name))
         return self._buffers[name]
 
+    @property
+    def placed(self) -> frozenset[str]:
+        """Names that are on the device."""
+        return frozenset(self._buffers)
+
     def maybe(self, name: str) -> Buffer | None:
         """The tensor on the device, or None for one that the model does not have."""
         return self[name] if name in self.names else None
@@ -65,16 +74,17 @@ class Weights(ABC):
 
     def put(self, name: str, array: Array) -> Buffer:
         """Copy an array to the device under a name that is not taken."""
-        if name in self._buffers:
-            raise InputError(f"the weight {name} is on the device already; expected a name of its own.")
-        if array.dtype.name not in ITEM_BYTES:
-            raise BundleError(f"the weight {name} is {array.dtype}; expected one of {sorted(ITEM_BYTES)}.", REEXPORT)
-        self._buffers[name] = Buffer(self._store(array), array.shape, array.dtype.name)
-        return self._buffers[name]
+        return self._put(name, array.shape, array.dtype, [array])
 
     def put_joined(self, name: str, *parts: str) -> Buffer:
         """Stored tensors side by side along their last axis, as one product's weight or bias."""
-        return self.put(name, self._join([self.host(part) for part in parts]))
+        arrays = [self.host(part) for part in parts]
+        shape = (*arrays[0].shape[:-1], sum(array.shape[-1] for array in arrays))
+        return self._put(name, shape, arrays[0].dtype, arrays)
+
+    def put_made(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], make: Callable[[], Array]) -> Buffer:
+        """What `make` gives, to be computed while other things are copied, and not at all where sizes are planned."""
+        return self._put(name, shape, dtype, make)
 
     def copy(self, source: str, name: str, transform: Callable[[Array], Array] | None = None) -> Buffer:
         """The stored tensor `source` on the device as `name`, after `transform`."""
@@ -82,6 +92,14 @@ class Weights(ABC):
             return self._buffers[name]
         array = self.host(source)
         return self.put(name, array if transform is None else transform(array))
+
+    def _put(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], content: Content) -> Buffer:
+        if name in self._buffers:
+            raise InputError(f"the weight {name} is on the device already; expected a name of its own.")
+        if dtype.name not in ITEM_BYTES:
+            raise BundleError(f"the weight {name} is {dtype}; expected one of {sorted(ITEM_BYTES)}.", REEXPORT)
+        self._buffers[name] = Buffer(self._store(content, math.prod(shape) * dtype.itemsize), shape, dtype.name)
+        return self._buffers[name]
 
     @property
     @abstractmethod
@@ -93,12 +111,8 @@ class Weights(ABC):
         """A stored tensor."""
 
     @abstractmethod
-    def _join(self, arrays: list[Array]) -> Array:
-        """Arrays side by side along their last axis."""
-
-    @abstractmethod
-    def _store(self, array: Array) -> int:
-        """Address of a copy on the device."""
+    def _store(self, content: Content, size: int) -> int:
+        """Address of `size` bytes on the device that hold the content."""
 
     def _check(self, name: str) -> None:
         if name not in self.names:
@@ -112,13 +126,17 @@ class DeviceWeights(Weights):
         bundle: an open one; device, stream: where to, and what copies.
         size: bytes of the first allocation, all of them where they were planned.
         what: named in errors.
+        uploader: copies; nothing is there before it has ended, and `settle` must be called then. Without one copies are at once.
 
     Raises GpuMemoryError, from the constructor where they were planned.
     """
 
-    def __init__(self, bundle: Bundle, device: Device, stream: Stream, size: int = BLOCK, what: str = "weights") -> None:
+    def __init__(
+        self, bundle: Bundle, device: Device, stream: Stream, size: int = BLOCK, what: str = "weights", uploader: Uploader | None = None
+    ) -> None:
         super().__init__(bundle)
-        self._device, self._stream, self._what = device, stream, what
+        self._device, self._stream, self._what, self._uploader = device, stream, what, uploader
+        self._mapped = _map(self._path)
         self._blocks: list[DeviceBuffer] = [allocate(device, size, what)]
         self._end = 0
 
@@ -132,16 +150,19 @@ class DeviceWeights(Weights):
         while self._blocks:
             self._blocks.pop().close()
 
+    def settle(self) -> None:
+        """From now on copies are made at once."""
+        self._uploader = None
+
     def _read(self, name: str) -> Array:
-        array: Array = self._file.get_tensor(name)
-        return array
+        return self._mapped[name]
 
-    def _join(self, arrays: list[Array]) -> Array:
-        return np.concatenate(arrays, axis=-1)
-
-    def _store(self, array: Array) -> int:
-        block, offset = self._place(array.nbytes)
-        block.upload(np.ascontiguousarray(array), self._stream, offset)
+    def _store(self, content: Content, size: int) -> int:
+        block, offset = self._place(size)
+        if self._uploader is not None:
+            self._uploader.put(content, block.address + offset)
+        else:
+            block.upload(whole(content), self._stream, offset)
         return block.address + offset
 
     def _place(self, size: int) -> tuple[DeviceBuffer, int]:
@@ -177,13 +198,9 @@ class WeightsPlan(Weights):
             raise BundleError(f"the weight {name} is {kind}; expected one of {sorted(DTYPES)}.", REEXPORT)
         return _zeros(self.shape(name), np.dtype(DTYPES[kind]))
 
-    def _join(self, arrays: list[Array]) -> Array:
-        first = arrays[0]
-        return _zeros((*first.shape[:-1], sum(array.shape[-1] for array in arrays)), first.dtype)
-
-    def _store(self, array: Array) -> int:
+    def _store(self, content: Content, size: int) -> int:
         offset = self._end
-        self._end = aligned(offset + array.nbytes)
+        self._end = aligned(offset + size)
         return offset
 
 
@@ -191,7 +208,22 @@ def _zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     return np.broadcast_to(np.zeros((), dtype), shape)
 
 
-def _open(path: Any) -> Any:
+def _map(path: Path) -> dict[str, Array]:
+    """All tensors of a safetensors file that `safe_open` took, by name: [8 bytes: length][header][tensors], read on access."""
+    data = np.memmap(path, np.uint8, "r")
+    start = 8 + int(data[:8].view("<u8")[0])
+    header = json.loads(bytes(data[8:start]))
+    header.pop("__metadata__", None)
+    return {name: _view(data[start:], facts) for name, facts in header.items() if facts["dtype"] in DTYPES}
+
+
+def _view(data: Array, facts: dict[str, Any]) -> Array:
+    begin, end = facts["data_offsets"]
+    view: Array = data[begin:end].view(DTYPES[facts["dtype"]]).reshape(facts["shape"])
+    return view
+
+
+def _open(path: Path) -> Any:
     try:
         return safe_open(path, framework="numpy")
     except (SafetensorError, OSError) as error:

@@ -1,6 +1,7 @@
 """Measures the fused engine at the released model's sizes with random weights.
 
     python tests/fused/bench_random.py [--side 512|1024] [--batch N] [--runs N] [--text-layers N] [--low-vram] [--json FILE]
+                                       [--bundle FOLDER]
 
 Prints the memory plan, the time to load, what a first and a second picture cost, and the median of every stage after that.
 """
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from random_bundle import HART_512, HART_1024, RELEASED, make_bundle
 
+from hart_edge.runtime.bundle import Bundle
 from hart_edge.runtime.fused.backend import FusedBackend
 from hart_edge.runtime.fused.loop import FusedLoop
 from hart_edge.runtime.fused.memory_plan import MemoryPlan, plan_memory
@@ -28,7 +30,7 @@ def measure(pipe: Pipeline, batch: int, runs: int) -> list[dict[str, float]]:
     """Seconds per stage of every run, the first two included."""
     results = []
     for run in range(runs + 2):
-        times = StageTimes()
+        times = StageTimes(pipe.memory.wait)
         pipe.generate_batch(["two red circles"] * batch, seeds=[run * batch + j for j in range(batch)], times=times)
         results.append(times.seconds)
     return results
@@ -42,10 +44,14 @@ def main() -> None:
     parser.add_argument("--text-layers", type=int, default=RELEASED.text_layers)
     parser.add_argument("--low-vram", action="store_true")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--bundle", type=Path, help="Take this one; made there if the folder is missing.")
     asked = parser.parse_args()
     spec = {512: HART_512, 1024: HART_1024}[asked.side]
-    with tempfile.TemporaryDirectory() as folder:
-        bundle = make_bundle(Path(folder) / "bundle", spec, replace(RELEASED, text_layers=asked.text_layers))
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = asked.bundle or Path(temporary) / "bundle"
+        if not folder.exists():
+            make_bundle(folder, spec, replace(RELEASED, text_layers=asked.text_layers))
+        bundle = Bundle(folder, check_files=False)
         start = time.perf_counter()
         plan = plan_memory(bundle, asked.batch, asked.low_vram)
         backend = FusedBackend(low_vram=asked.low_vram)
