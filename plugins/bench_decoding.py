@@ -14,13 +14,13 @@ from . import (
     diffusion_update,
     gate_residual,
     group_norm_silu,
+    join_phases,
     latent_sum,
     layer_norm_modulate,
     softmax_rows,
     take_rows,
     to_uint8,
     transpose,
-    upsample,
 )
 from .bench_case import CHANNELS, CODEBOOK, DIFFUSION, EPS, LATENT, PATCH_NUMS, WIDTH, Case, Shape, Tensors, by
 from .bench_scales import NOISE
@@ -63,7 +63,7 @@ def decoder(dtype: str, size: int) -> tuple[Case, ...]:
         Case("group_norm_silu", by(*large[1:]), dtype, lambda t: _group_norm(t, dtype, large)),
         Case("group_norm_silu", by(*half[1:]), dtype, lambda t: _group_norm(t, dtype, half)),
         Case("add_bias", f"{by(*large[1:])}, residual", dtype, lambda t: (_add_bias(t, dtype, large),)),
-        Case("upsample", f"→ {by(*large[1:])}", dtype, lambda t: (_upsample(t, dtype, large),)),
+        Case("join_phases", f"→ {by(*large[1:])}", dtype, lambda t: (_join_phases(t, dtype, large),)),
         Case("softmax_rows", by(cells, cells), dtype, lambda t: (_softmax_rows(t, dtype, cells),)),
         Case("to_uint8", f"{by(size, size)}, channels last", dtype, lambda t: (_to_uint8(t, dtype, size),)),
     )
@@ -128,9 +128,9 @@ def _add_bias(t: Tensors, dtype: str, shape: Shape) -> Launch:
     return add_bias.launch(x, t.read(rows[1:], dtype), x, residual)
 
 
-def _upsample(t: Tensors, dtype: str, shape: Shape) -> Launch:
+def _join_phases(t: Tensors, dtype: str, shape: Shape) -> Launch:
     batch, height, width, channels = shape
-    return upsample.launch(t.read((batch, height // 2, width // 2, channels), dtype), t.write(shape, dtype))
+    return join_phases.launch(t.read((batch, height // 2 + 1, width // 2 + 1, 4 * channels), dtype), t.write(shape, dtype))
 
 
 def _softmax_rows(t: Tensors, dtype: str, cells: int) -> Launch:

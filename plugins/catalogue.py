@@ -12,6 +12,7 @@ from . import (
     gate_residual,
     group_norm_silu,
     guided_sample,
+    join_phases,
     latent_sum,
     layer_norm_modulate,
     next_scale,
@@ -24,7 +25,6 @@ from . import (
     take_rows,
     to_uint8,
     transpose,
-    upsample,
 )
 from .kernel import Kernel
 
@@ -44,7 +44,7 @@ OPERATORS = (
     cast,
     diffusion_update,
     take_rows,
-    upsample,
+    join_phases,
     softmax_rows,
     attention,
     rope_tables,

@@ -20,7 +20,7 @@ class DeviceMemory:
     """Implements `Memory`. Its stream is the one that the engines work on; tensors must not be used after `close`."""
 
     def __init__(self, device: Device, stream: Stream) -> None:
-        self._device, self.stream = device, stream
+        self.device, self.stream = device, stream
         self._idle: dict[int, list[DeviceBuffer]] = {}
 
     def empty(self, shape: Shape, dtype: npt.DTypeLike) -> DeviceTensor:
@@ -43,9 +43,9 @@ class DeviceMemory:
         """Overwrite a tensor, or a part of one, with an array or another tensor of its shape and dtype."""
         if not isinstance(tensor, DeviceTensor) or (tensor.shape, tensor.dtype) != (source.shape, source.dtype):
             raise TypeError(f"{source.dtype} {list(source.shape)} does not fit {tensor}")
-        buffer, driver = _buffer(tensor), self._device.driver
+        buffer, driver = _buffer(tensor), self.device.driver
         if isinstance(source, DeviceTensor):
-            self._device.call("copying on the GPU", driver.copy, tensor.address, source.address, source.nbytes, self.stream.handle)
+            self.device.call("copying on the GPU", driver.copy, tensor.address, source.address, source.nbytes, self.stream.handle)
         else:
             buffer.upload(np.ascontiguousarray(source), self.stream, tensor.address - buffer.address)
 
@@ -62,6 +62,9 @@ class DeviceMemory:
         self.read(tensor, array)
         return array
 
+    def wait(self) -> None:
+        self.stream.synchronize()
+
     def trim(self) -> bool:
         """Free the idle blocks; says whether there were any."""
         blocks = [block for idle in self._idle.values() for block in idle]
@@ -77,11 +80,11 @@ class DeviceMemory:
         if idle:
             return idle.pop()
         try:
-            return self._device.buffer(size)
+            return self.device.buffer(size)
         except GpuMemoryError:
             if not self.trim():
                 raise
-            return self._device.buffer(size)
+            return self.device.buffer(size)
 
 
 class _Lease:

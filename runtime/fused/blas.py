@@ -11,20 +11,24 @@ their own in cuBLASLt: w transposed, n and k multiples of 16, y, c and bias in f
 
 from __future__ import annotations
 
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from hart_edge.plugins.kernel import FP8
+from hart_edge.plugins.kernel import FP8, ITEM_BYTES
 
 from ..cuda import Device, DeviceBuffer, Stream
-from ..errors import EngineError, InputError, MissingPackageError
+from ..errors import EngineError, GpuMemoryError, InputError, MissingPackageError
+from .plans import Plans
 
 WORKSPACE = 32 << 20
 """Bytes of scratch that products may use: what cuBLAS itself takes on Hopper."""
 ALIGNMENT = 16
 """Bytes that every operand's address is a multiple of."""
+CANDIDATES = 8
+"""Algorithms that are measured of those that cuBLASLt's heuristic lists, the best first."""
 FP8_MULTIPLE = 16
 """What n and k of an FP8 product are multiples of."""
 FAST_ACCUMULATION = False
@@ -83,18 +87,22 @@ def bindings() -> tuple[Any, Any]:
 
 
 class Blas:
-    """A cuBLASLt handle, its scratch and the plans made with it. Closed explicitly; the device must outlive it.
+    """A cuBLASLt handle, its scratch and the products planned with it. Closed explicitly; the device must outlive it.
+
+    Args:
+        plans: measures algorithms, and keeps the fastest.
 
     Attributes:
         fast_accumulation: of FP8 products that are planned from now on; see FAST_ACCUMULATION.
     """
 
-    def __init__(self, device: Device) -> None:
-        self._device, self.fast_accumulation = device, FAST_ACCUMULATION
+    def __init__(self, device: Device, plans: Plans) -> None:
+        self._device, self.plans, self.fast_accumulation = device, plans, FAST_ACCUMULATION
         self._lt, self._cublas = bindings()
         self._scratch: DeviceBuffer = device.buffer(WORKSPACE)
         with device.active():
             self._handle: int | None = _checked("opening cuBLASLt", self._lt.create)
+            self.version = f"cuBLASLt {_checked('opening cuBLASLt', self._lt.get_version)}"
         self._plans: dict[Shape, Matmul] = {}
 
     @property
@@ -133,7 +141,7 @@ class Blas:
 
 
 class Matmul:
-    """One planned product; `run` may be captured in a graph."""
+    """One planned product; `run` may be captured in a graph, the first one not: it measures algorithms, if there are several."""
 
     def __init__(self, blas: Blas, lt: Any, cublas: Any, shape: Shape) -> None:
         self.shape, self._blas, self._lt = shape, blas, lt
@@ -148,14 +156,38 @@ class Matmul:
         self._x = self._layout(data, shape.k, shape.m, x, shape.strides[0])
         self._y = self._layout(out, shape.n, shape.m, y, shape.strides[2])
         self._alpha, self._beta = np.array([shape.alpha], np.float32), np.array([1 if shape.add else 0], np.float32)
-        self._algorithm = self._find()
+        self._identity = f"{blas.version}: {shape!r}"
+        self._algorithms = self._kept() or self._find()
 
     def run(self, x: int, w: int, y: int, stream: Stream, c: int = 0, bias: int = 0, scales: tuple[int, int] = (0, 0)) -> None:
-        """Compute on the stream; all arguments are device addresses. c may be y; scales: of x and w, float32, for FP8 alone."""
+        """Compute on the stream; all arguments are device addresses. c may be y, no other input may.
+
+        scales: of x and w, float32, for FP8 alone.
+        """
         if bias:
             self._attribute(self._lt.MatmulDescAttribute.BIAS_POINTER, bias)
         if self.shape.dtype == FP8:
             self._set_scales(*scales)
+        if len(self._algorithms) > 1:
+            self._choose(x, w, y, stream, c)
+        self._multiply(0, x, w, y, stream, c)
+
+    def _choose(self, x: int, w: int, y: int, stream: Stream, c: int) -> None:
+        """Measure the algorithms, put the fastest first, alone, and keep it. Where c counts, trials must not write to it."""
+        best = None
+        with suppress(GpuMemoryError), ExitStack() as stack:
+            target = stack.enter_context(self._blas.device.buffer(self._extent())).address if self.shape.add else y
+            best = self._blas.plans.fastest(range(len(self._algorithms)), lambda i: self._multiply(i, x, w, target, stream, c or y))
+        self._algorithms = [self._algorithms[best or 0]]
+        if best is not None:
+            self._blas.plans.keep(self._identity, {}, self._algorithms[0].tobytes())
+
+    def _extent(self) -> int:
+        """Bytes that y takes."""
+        shape = self.shape
+        return ((shape.batch - 1) * shape.strides[2] + shape.m * (shape.lead[2] or shape.n)) * ITEM_BYTES[shape.out]
+
+    def _multiply(self, algorithm: int, x: int, w: int, y: int, stream: Stream, c: int) -> None:
         scratch, size = self._blas.scratch
         with self._blas.device.active():
             _checked(
@@ -173,7 +205,7 @@ class Matmul:
                 self._y,
                 y,
                 self._y,
-                self._algorithm.ctypes.data,
+                self._algorithms[algorithm].ctypes.data,
                 scratch,
                 size,
                 stream.address,
@@ -218,8 +250,21 @@ class Matmul:
                 self._lt.matrix_layout_set_attribute(layout, name, buffer.ctypes.data, buffer.nbytes)
         return layout
 
-    def _find(self) -> Any:
-        """The algorithm that cuBLASLt's heuristic puts first; EngineError when there is none."""
+    def _kept(self) -> list[Any]:
+        """The algorithm that an earlier start kept, alone; nothing without one, or with one that cuBLASLt does not take."""
+        found = self._blas.plans.find(self._identity)
+        if found is None or len(found[1]) != self._results(1)["algo"].nbytes:
+            return []
+        algorithm = np.frombuffer(found[1], self._lt.matmul_heuristic_result_dtype["algo"]).copy()
+        result, operands = self._results(1), (self._blas.handle, self._description, self._w, self._x, self._y, self._y)
+        try:
+            _checked(f"checking {self.shape}", self._lt.matmul_algo_check, *operands, algorithm.ctypes.data, result.ctypes.data)
+        except EngineError:
+            return []
+        return [algorithm] if not result["state"][0] and result["workspace_size"][0] <= WORKSPACE else []
+
+    def _find(self) -> list[Any]:
+        """The algorithms that cuBLASLt's heuristic lists, the best first; EngineError when there is none."""
         preference = self._lt.matmul_preference_create()
         attribute = self._lt.MatmulPreferenceAttribute
         limits = {attribute.MAX_WORKSPACE_BYTES: WORKSPACE}
@@ -227,13 +272,18 @@ class Matmul:
         for name, value in limits.items():
             buffer = np.array([value], self._lt.get_matmul_preference_attribute_dtype(name))
             self._lt.matmul_preference_set_attribute(preference, name, buffer.ctypes.data, buffer.nbytes)
-        result, count = np.zeros(1, self._lt.matmul_heuristic_result_dtype), np.zeros(1, np.int32)
+        results, count = self._results(CANDIDATES), np.zeros(1, np.int32)
         operands = (self._blas.handle, self._description, self._w, self._x, self._y, self._y, preference)
-        _checked(f"planning {self.shape}", self._lt.matmul_algo_get_heuristic, *operands, 1, result.ctypes.data, count.ctypes.data)
+        wanted = (CANDIDATES, results.ctypes.data, count.ctypes.data)
+        _checked(f"planning {self.shape}", self._lt.matmul_algo_get_heuristic, *operands, *wanted)
         self._lt.matmul_preference_destroy(preference)
-        if not count[0] or result["state"][0]:
+        found = [results["algo"][i : i + 1].copy() for i in range(count[0]) if not results["state"][i]]
+        if not found:
             raise EngineError(f"cuBLASLt has no algorithm for {self.shape}.", "Use the backend ort-cuda or cpu.")
-        return np.ascontiguousarray(result["algo"])
+        return found
+
+    def _results(self, count: int) -> Any:
+        return np.zeros(count, self._lt.matmul_heuristic_result_dtype)
 
 
 def _type(dtype: str) -> int:

@@ -56,7 +56,7 @@ class DiffusionWeights:
             count += 1
         modulations = [f"{STEP}layers.{i}.modulation.weight" for i in range(count)] + [f"{STEP}final_modulation.weight"]
         return cls(
-            words=weights.put("fused.diffusion.words", _words(weights)),
+            words=_words(weights),
             norm=weights[f"{CONDITION}norm.weight"],
             condition=_affine(weights, f"{CONDITION}condition."),
             input=(weights[f"{STEP}input.weight"], weights[f"{STEP}input.bias"]),
@@ -101,10 +101,14 @@ class TimeEmbedding:
         return _product(hidden / (1 + np.exp(-hidden)), self.second).astype(dtype)
 
 
-def _words(weights: Weights) -> Array:
+def _words(weights: Weights) -> Buffer:
+    """The embedding of every code, [V, C]."""
     codebook = weights.host(f"{CONDITION}codebook")
     embed = weights.host(f"{CONDITION}embed.weight"), weights.host(f"{CONDITION}embed.bias")
-    return _product(codebook.astype(np.float32), embed).astype(codebook.dtype)
+    shape = codebook.shape[0], embed[0].shape[1]
+    return weights.put_made(
+        "fused.diffusion.words", shape, codebook.dtype, lambda: _product(codebook.astype(np.float32), embed).astype(codebook.dtype)
+    )
 
 
 def _product(x: Array, affine: tuple[Array, Array]) -> Array:

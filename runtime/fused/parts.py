@@ -7,6 +7,7 @@ from typing import Generic, TypeVar
 
 from ..bundle import Bundle
 from .context import FusedContext
+from .upload import Uploader
 from .weights import DeviceWeights, Weights, WeightsPlan
 
 T = TypeVar("T")
@@ -53,10 +54,16 @@ class Part(Generic[T]):
         self._weights, self._value = None, self.plan.sizes
 
     def _load(self) -> tuple[DeviceWeights, T]:
-        plan = self.plan
-        weights = DeviceWeights(plan.bundle, self._context, plan.bytes, f"weights of the {plan.name}")
+        plan, context = self.plan, self._context
+        weights = None
         try:
-            return weights, plan.load(weights)
+            with Uploader(context.device) as uploader:
+                what = f"weights of the {plan.name}"
+                weights = DeviceWeights(plan.bundle, context, plan.bytes, what, uploader)
+                value = plan.load(weights)
         except BaseException:
-            weights.close()
+            if weights is not None:
+                weights.close()
             raise
+        weights.settle()
+        return weights, value

@@ -1,7 +1,7 @@
 """A bundle's weights as components take them: each tensor once, as it is stored or as a component wants it laid out.
 
 Components are loaded twice by the same code: from a `WeightsPlan`, which reads the file's header only and counts, and from
-the `DeviceWeights` whose one allocation is as large as the plan says.
+the `DeviceWeights` whose one allocation is as large as the plan says. The file is mapped, so a tensor is read when it is copied.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import closing
-from functools import cached_property
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -28,6 +28,7 @@ from ..engine import Array
 from ..errors import BundleError, EngineError, InputError
 from ..spec import REEXPORT
 from .context import FusedContext
+from .upload import Content, Uploader, whole
 from .workspace import aligned, allocate
 
 BLOCK = 64 << 20
@@ -35,7 +36,8 @@ BLOCK = 64 << 20
 DTYPES = {"F16": np.float16, "F32": np.float32, "I64": np.int64}
 """NumPy's types by their names in a weights file."""
 STORED_FP8 = "F8_E4M3"
-"""Another one: quantised, with a float32 scale beside it."""
+"""Another one: quantised, with a float32 scale beside it. NumPy has no such type: on the host these are codes, uint8."""
+HOST_DTYPES = DTYPES | {STORED_FP8: np.uint8}
 E4M3 = e4m3_values(np.arange(256, dtype=np.uint8))
 """Values of all codes."""
 OTHER_BACKEND = "Use another backend for this bundle (--backend ort-cuda or cpu), or its fp16 version."
@@ -60,6 +62,11 @@ class Weights(ABC):
         if name not in self._buffers:
             self.put(name, self.host(name))
         return self._buffers[name]
+
+    @property
+    def placed(self) -> frozenset[str]:
+        """Names that are on the device."""
+        return frozenset(self._buffers)
 
     def maybe(self, name: str) -> Buffer | None:
         """The tensor on the device, or None for one that the model does not have."""
@@ -99,16 +106,17 @@ class Weights(ABC):
 
     def put(self, name: str, array: Array) -> Buffer:
         """Copy an array to the device under a name that is not taken."""
-        if name in self._buffers:
-            raise InputError(f"the weight {name} is on the device already; expected a name of its own.")
-        if array.dtype.name not in ITEM_BYTES:
-            raise BundleError(f"the weight {name} is {array.dtype}; expected one of {sorted(ITEM_BYTES)}.", REEXPORT)
-        self._buffers[name] = Buffer(self._store(array), array.shape, array.dtype.name)
-        return self._buffers[name]
+        return self._put(name, array.shape, array.dtype, [array])
 
     def put_joined(self, name: str, *parts: str) -> Buffer:
         """Stored tensors side by side along their last axis, as one product's weight or bias."""
-        return self.put(name, self._join([self.host(part) for part in parts]))
+        arrays = [self.host(part) for part in parts]
+        shape = (*arrays[0].shape[:-1], sum(array.shape[-1] for array in arrays))
+        return self._put(name, shape, arrays[0].dtype, arrays)
+
+    def put_made(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], make: Callable[[], Array]) -> Buffer:
+        """What `make` gives, to be computed while other things are copied, and not at all where sizes are planned."""
+        return self._put(name, shape, dtype, make)
 
     def put_turned(self, name: str, *parts: str) -> Buffer:
         """Stored FP8 tensors [in, out] of one width `in`, as one [out, in]: each transposed, one behind the other."""
@@ -126,6 +134,14 @@ class Weights(ABC):
         array = self.host(source)
         return self.put(name, array if transform is None else transform(array))
 
+    def _put(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], content: Content) -> Buffer:
+        if name in self._buffers:
+            raise InputError(f"the weight {name} is on the device already; expected a name of its own.")
+        if dtype.name not in ITEM_BYTES:
+            raise BundleError(f"the weight {name} is {dtype}; expected one of {sorted(ITEM_BYTES)}.", REEXPORT)
+        self._buffers[name] = Buffer(self._store(content, math.prod(shape) * dtype.itemsize), shape, dtype.name)
+        return self._buffers[name]
+
     @property
     @abstractmethod
     def bytes(self) -> int:
@@ -140,12 +156,8 @@ class Weights(ABC):
         """A stored FP8 tensor in float16."""
 
     @abstractmethod
-    def _join(self, arrays: list[Array]) -> Array:
-        """Arrays side by side along their last axis."""
-
-    @abstractmethod
-    def _store(self, array: Array) -> int:
-        """Address of a copy on the device."""
+    def _store(self, content: Content, size: int) -> int:
+        """Address of `size` bytes on the device that hold the content."""
 
     @abstractmethod
     def _store_turned(self, names: tuple[str, ...]) -> int:
@@ -163,13 +175,18 @@ class DeviceWeights(Weights):
         bundle: an open one; context: where to.
         size: bytes of the first allocation, all of them where they were planned.
         what: named in errors.
+        uploader: copies, all but what is transposed; nothing is there before it has ended, and `settle` must be called then.
+            Without one copies are at once.
 
     Raises GpuMemoryError, from the constructor where they were planned.
     """
 
-    def __init__(self, bundle: Bundle, context: FusedContext, size: int = BLOCK, what: str = "weights") -> None:
+    def __init__(
+        self, bundle: Bundle, context: FusedContext, size: int = BLOCK, what: str = "weights", uploader: Uploader | None = None
+    ) -> None:
         super().__init__(bundle)
-        self._context, self._what = context, what
+        self._context, self._what, self._uploader = context, what, uploader
+        self._mapped = _map(self._path)
         self._blocks: list[DeviceBuffer] = [allocate(context.device, size, what)]
         self._end = 0
 
@@ -183,48 +200,40 @@ class DeviceWeights(Weights):
         while self._blocks:
             self._blocks.pop().close()
 
+    def settle(self) -> None:
+        """From now on copies are made at once."""
+        self._uploader = None
+
     def _read(self, name: str) -> Array:
-        array: Array = self._file.get_tensor(name)
-        return array
+        return self._mapped[name]
 
     def _dequantized(self, name: str) -> Array:
-        codes = self._codes(name).reshape(self.shape(name))
-        return (E4M3[codes] * np.float32(self.scalar(f"{name}.scale"))).astype(np.float16)
+        return (E4M3[self._mapped[name]] * np.float32(self.scalar(f"{name}.scale"))).astype(np.float16)
 
-    def _join(self, arrays: list[Array]) -> Array:
-        return np.concatenate(arrays, axis=-1)
-
-    def _store(self, array: Array) -> int:
-        block, offset = self._place(array.nbytes)
-        block.upload(np.ascontiguousarray(array), self._context.stream, offset)
+    def _store(self, content: Content, size: int) -> int:
+        block, offset = self._place(size)
+        if self._uploader is not None:
+            self._uploader.put(content, block.address + offset)
+        else:
+            block.upload(whole(content), self._context.stream, offset)
         return block.address + offset
 
     def _store_turned(self, names: tuple[str, ...]) -> int:
-        """The device transposes, out of a buffer that is freed again: 680 MB of one-byte elements take the host seconds."""
+        """The device transposes, out of a buffer that is freed again: 680 MB of one-byte elements take the host seconds.
+
+        Copies and transposes take turns on the context's stream, past the uploader, whose copies go to other addresses.
+        """
         sizes = [math.prod(self.shape(name)) for name in names]
         block, offset = self._place(sum(sizes))
         start = end = block.address + offset
         with closing(allocate(self._context.device, max(sizes), self._what)) as stage:
             for name, size in zip(names, sizes, strict=True):
                 inner, outer = self.shape(name)
-                stage.upload(self._codes(name), self._context.stream)
+                stage.upload(self._mapped[name], self._context.stream)
                 self._context.launch(transpose.launch(Buffer(stage.address, (1, inner, outer), FP8), Buffer(end, (1, outer, inner), FP8)))
                 end += size
             self._context.stream.synchronize()
         return start
-
-    def _codes(self, name: str) -> Array:
-        """The bytes of a stored FP8 tensor: NumPy has no such type, and safetensors gives no bytes."""
-        start, entries = self._header
-        begin, end = entries[name]["data_offsets"]
-        return np.fromfile(self._path, np.uint8, end - begin, offset=start + begin)
-
-    @cached_property
-    def _header(self) -> tuple[int, dict[str, Any]]:
-        """Where the tensors begin, and the file's entry for each."""
-        with self._path.open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            return 8 + size, json.loads(file.read(size))
 
     def _place(self, size: int) -> tuple[DeviceBuffer, int]:
         """A block with room for `size` bytes, and where in it."""
@@ -263,12 +272,8 @@ class WeightsPlan(Weights):
         self.scalar(f"{name}.scale")
         return _zeros(self.shape(name), np.dtype(np.float16))
 
-    def _join(self, arrays: list[Array]) -> Array:
-        first = arrays[0]
-        return _zeros((*first.shape[:-1], sum(array.shape[-1] for array in arrays)), first.dtype)
-
-    def _store(self, array: Array) -> int:
-        return self._take(array.nbytes)
+    def _store(self, content: Content, size: int) -> int:
+        return self._take(size)
 
     def _store_turned(self, names: tuple[str, ...]) -> int:
         return self._take(sum(math.prod(self.shape(name)) for name in names))
@@ -283,7 +288,22 @@ def _zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     return np.broadcast_to(np.zeros((), dtype), shape)
 
 
-def _open(path: Any) -> Any:
+def _map(path: Path) -> dict[str, Array]:
+    """All tensors of a safetensors file that `safe_open` took, by name: [8 bytes: length][header][tensors], read on access."""
+    data = np.memmap(path, np.uint8, "r")
+    start = 8 + int(data[:8].view("<u8")[0])
+    header = json.loads(bytes(data[8:start]))
+    header.pop("__metadata__", None)
+    return {name: _view(data[start:], facts) for name, facts in header.items() if facts["dtype"] in HOST_DTYPES}
+
+
+def _view(data: Array, facts: dict[str, Any]) -> Array:
+    begin, end = facts["data_offsets"]
+    view: Array = data[begin:end].view(HOST_DTYPES[facts["dtype"]]).reshape(facts["shape"])
+    return view
+
+
+def _open(path: Path) -> Any:
     try:
         return safe_open(path, framework="numpy")
     except (SafetensorError, OSError) as error:

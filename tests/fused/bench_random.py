@@ -1,7 +1,7 @@
 """Measures the fused engine at the released model's sizes with random weights, in fp16, in FP8, or both in turn.
 
     python tests/fused/bench_random.py [--side 512|1024] [--precision fp16|fp8|both] [--parts transformer,diffusion,text]
-        [--batch N] [--runs N] [--text-layers N] [--low-vram] [--fast-accumulation] [--json FILE]
+        [--batch N] [--runs N] [--text-layers N] [--low-vram] [--fast-accumulation] [--bundle FOLDER] [--json FILE]
 
 Prints the memory plan, the time to load, what a first and a second picture cost, and the median of every stage after that. With
 both precisions both are loaded, they take turns picture by picture, and every stage's ratio is printed.
@@ -42,7 +42,7 @@ class Contender:
     runs: list[dict[str, float]] = field(default_factory=list)
 
     def draw(self, batch: int) -> None:
-        times, run = StageTimes(), len(self.runs)
+        times, run = StageTimes(self.pipe.memory.wait), len(self.runs)
         self.pipe.generate_batch(["two red circles"] * batch, seeds=[run * batch + j for j in range(batch)], times=times)
         self.runs.append(times.seconds)
 
@@ -83,10 +83,12 @@ def main() -> None:
     parser.add_argument("--low-vram", action="store_true")
     parser.add_argument("--fast-accumulation", action="store_true", help="of FP8 products; see runtime/fused/blas.py")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--bundle", type=Path, help="Take FOLDER/fp16 or FOLDER/fp8; made there if missing.")
     asked = parser.parse_args()
     precisions = ("fp16", "fp8") if asked.precision == "both" else (asked.precision,)
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        contenders = {precision: opened(asked, precision, Path(folder) / precision, stack) for precision in precisions}
+    with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
+        root = asked.bundle or Path(temporary)
+        contenders = {precision: opened(asked, precision, root / precision, stack) for precision in precisions}
         for _ in range(asked.runs + 2):
             for contender in contenders.values():
                 contender.draw(asked.batch)
@@ -96,7 +98,9 @@ def main() -> None:
 def opened(asked: argparse.Namespace, precision: str, folder: Path, stack: ExitStack) -> Contender:
     spec = {512: HART_512, 1024: HART_1024}[asked.side]
     parts = asked.parts.split(",") if precision == "fp8" else ()
-    bundle: Bundle = make_bundle(folder, spec, replace(RELEASED, text_layers=asked.text_layers), fp8=parts)
+    if not folder.exists():
+        make_bundle(folder, spec, replace(RELEASED, text_layers=asked.text_layers), fp8=parts)
+    bundle = Bundle(folder, check_files=False)
     start = time.perf_counter()
     plan, context = plan_memory(bundle, asked.batch, asked.low_vram), FusedContext()
     context.blas.fast_accumulation = asked.fast_accumulation

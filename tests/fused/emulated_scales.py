@@ -95,10 +95,10 @@ class AttentionGraph:
 
 
 class FullCudnn(Cudnn):
-    def build(self, what: str, dtype: str, describe: Callable[[Any], Mapping[str, Tensor]], choose: bool = True) -> Any:
+    def build(self, what: str, shape: object, dtype: str, describe: Callable[[Any], Mapping[str, Tensor]], choose: bool = True) -> Any:
         if what.startswith("attention"):
             return AttentionGraph(self._memory, dtype, describe(AttentionDescription()))
-        return super().build(what, dtype, describe)
+        return super().build(what, shape, dtype, describe)
 
 
 class FullLibrary(Library):

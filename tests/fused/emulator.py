@@ -17,7 +17,17 @@ import torch
 import torch.nn.functional as F
 from emulated_products import Blas
 
-from hart_edge.plugins import Launch, add_silu, diffusion_update, gate_residual, layer_norm_modulate, noise, rms_norm, transpose
+from hart_edge.plugins import (
+    Launch,
+    add_silu,
+    diffusion_update,
+    gate_residual,
+    join_phases,
+    layer_norm_modulate,
+    noise,
+    rms_norm,
+    transpose,
+)
 from hart_edge.plugins.quantize import Array, e4m3_codes
 from hart_edge.runtime.cuda_resources import MemoryUse
 from hart_edge.runtime.errors import EngineError, GpuMemoryError
@@ -88,6 +98,12 @@ class Block:
             self._memory.free(self.address, self.size)
         self._open = False
 
+    def __enter__(self) -> Block:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
 
 class Driver:
     """Copies."""
@@ -115,6 +131,15 @@ class Device:
     def buffer(self, size: int) -> Block:
         return Block(self._memory, size)
 
+    def pinned(self, shape: tuple[int, ...], dtype: Any) -> SimpleNamespace:
+        return SimpleNamespace(array=np.empty(shape, dtype), close=lambda: None)
+
+    def stream(self) -> Stream:
+        return Stream()
+
+    def event(self) -> SimpleNamespace:
+        return SimpleNamespace(record=lambda stream: None, synchronize=lambda: None)
+
     def call(self, doing: str, function: Callable[..., Any], *arguments: Any) -> Any:
         return function(*arguments)
 
@@ -136,6 +161,8 @@ class Stream:
     address = 0
 
     def synchronize(self) -> None: ...
+
+    def close(self) -> None: ...
 
     def capture(self, record: Callable[[], None]) -> Captured:
         return Captured(record)
@@ -212,7 +239,7 @@ class Cudnn:
     def types(self, dtype: str) -> str:
         return dtype
 
-    def build(self, what: str, dtype: str, describe: Callable[[Any], Mapping[str, Tensor]]) -> Graph:
+    def build(self, what: str, shape: object, dtype: str, describe: Callable[[Any], Mapping[str, Tensor]]) -> Graph:
         tensors = describe(Description())
         if "bias" in tensors and not self._fuses:
             raise EngineError(f"{what}: no engine.")
@@ -262,10 +289,10 @@ class Library:
         entries = self._memory.at(table, (numbers.max() + 1, width), types[0])
         self._memory.at(y, (launch.grid[0], width), types[0])[...] = entries[numbers]
 
-    def _upsample(self, launch: Launch, types: list[Any], x: int, y: int, cells: int, columns: int, channels: int) -> None:
-        source = self._memory.at(x, (cells // columns, columns, channels), types[0])
-        target = self._memory.at(y, (2 * cells // columns, 2 * columns, channels), types[0])
-        target[...] = source.repeat(2, 0).repeat(2, 1)
+    def _join_phases(self, launch: Launch, types: list[Any], z: int, y: int, height: int, width: int, channels: int) -> None:
+        batch = launch.grid[1] // (2 * height)
+        source = self._memory.at(z, (batch, height + 1, width + 1, 4 * channels), types[0])
+        self._memory.at(y, (batch, 2 * height, 2 * width, channels), types[0])[...] = join_phases.join_phases(source)
 
     def _group_norm_statistics(self, launch: Launch, types: list[Any], *arguments: int) -> None: ...
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from emulated_scales import emulated_gpu
+from kept_plans import Chosen
 
 from hart_edge.plugins.kernel import FP8
 from hart_edge.runtime.errors import EngineError, InputError
@@ -26,8 +27,8 @@ class Bindings:
 
     Attributes:
         made: descriptor → what it was created with, and its attributes by name.
-        found: algorithms that the heuristic finds.
-        products: arguments of every product.
+        found: algorithms that the heuristic finds; each consists of one number, from 5 on. takes_kept: whether a kept one is taken.
+        products: arguments of every product. scales: where cuBLASLt's A and B had theirs.
     """
 
     Epilogue = enum("Epilogue", "DEFAULT", "BIAS")
@@ -50,10 +51,14 @@ class Bindings:
 
     def __init__(self) -> None:
         self.made: dict[int, dict[str, Any]] = {}
-        self.found, self.products, self.destroyed = 1, [], []
+        self.found, self.products, self.destroyed, self.takes_kept = 1, [], [], True
+        self.scales: list[tuple[int | None, int | None]] = []
 
     def create(self) -> int:
         return 77
+
+    def get_version(self) -> int:
+        return 130100
 
     def destroy(self, handle: int) -> None:
         self.destroyed.append(handle)
@@ -87,11 +92,18 @@ class Bindings:
 
     def matmul_algo_get_heuristic(self, *arguments: int) -> None:
         results, count = arguments[-2:]
-        ctypes.memset(results, 5, 64)
+        for i in range(self.found):
+            ctypes.memset(results + i * self.matmul_heuristic_result_dtype.itemsize, 5 + i, 64)
         ctypes.cast(count, ctypes.POINTER(ctypes.c_int32))[0] = self.found
+
+    def matmul_algo_check(self, *arguments: int) -> None:
+        if not self.takes_kept:
+            raise RuntimeError("NOT_SUPPORTED")
 
     def matmul(self, *arguments: int) -> None:
         self.products.append(arguments)
+        description = self.made[arguments[1]]
+        self.scales.append((description.get("A_SCALE_POINTER"), description.get("B_SCALE_POINTER")))
 
     def _destroy(self, which: int) -> None:
         self.destroyed.append(which)
@@ -109,7 +121,11 @@ def lt(monkeypatch: pytest.MonkeyPatch) -> Bindings:
 
 @pytest.fixture
 def blas(lt: Bindings) -> Blas:
-    return Blas(emulated_gpu(40 << 20).device)
+    return open_blas(Chosen(0))
+
+
+def open_blas(plans: Chosen) -> Blas:
+    return Blas(emulated_gpu(40 << 20).device, plans)  # type: ignore[arg-type]
 
 
 def layouts(lt: Bindings, product: tuple[int, ...]) -> list[tuple[int, int, int]]:
@@ -185,3 +201,57 @@ def test_a_product_without_an_algorithm_is_an_error(lt: Bindings, blas: Blas) ->
     lt.found = 0
     with pytest.raises(EngineError, match="no algorithm for Shape"):
         blas.plan(Shape(1, 2, 3, "float16", "float16"))
+
+
+def algorithms(lt: Bindings) -> list[int]:
+    """The number that each product's algorithm consists of."""
+    return [ctypes.string_at(product[12], 1)[0] for product in lt.products]
+
+
+@pytest.mark.parametrize("add", [False, True])
+def test_the_first_run_measures_and_the_fastest_stays(lt: Bindings, add: bool) -> None:
+    """A product that adds to its output writes elsewhere while it is measured."""
+    lt.found, plans, stream = 3, Chosen(2), SimpleNamespace(address=1)
+    plan = open_blas(plans).plan(Shape(4, 6, 8, "float16", "float16", add=add))
+    for _ in range(2):
+        plan.run(100, 200, 300, stream, 300 if add else 0)  # type: ignore[arg-type]
+    assert plans.tried == 3
+    assert algorithms(lt)[3:] == [7, 7]
+    targets = [product[10] for product in lt.products]
+    assert [product[8] for product in lt.products] == [300] * 5
+    assert targets[3:] == [300, 300]
+    assert all((target == 300) is not add for target in targets[:3])
+    assert list(plans.kept.values()) == [({}, bytes([7] * 64))]
+
+
+def test_a_kept_algorithm_is_taken_where_cublaslt_takes_it(lt: Bindings) -> None:
+    shape, stream = Shape(4, 6, 8, "float16", "float16"), SimpleNamespace(address=1)
+    key = f"cuBLASLt 130100: {shape!r}"
+    lt.found = 2
+    for kept, takes, expected in ((bytes([9] * 64), True, 9), (bytes([9] * 64), False, 5), (bytes([9] * 63), True, 5)):
+        lt.takes_kept, lt.products = takes, []
+        plans = Chosen(0, {key: ({}, kept)})
+        open_blas(plans).plan(shape).run(100, 200, 300, stream)  # type: ignore[arg-type]
+        assert algorithms(lt)[-1] == expected
+        assert plans.tried == (0 if expected == 9 else 2)
+
+
+def test_fp8_is_measured_with_the_scales_of_the_run_and_kept_by_how_it_sums(lt: Bindings) -> None:
+    lt.found, plans, stream = 3, Chosen(1), SimpleNamespace(address=1)
+    blas = open_blas(plans)
+    for fast in (False, True):
+        shape = Shape(5, 32, 48, FP8, "float16", transposed=True, add=True, lead=(0, 0, 96), fast=fast)
+        lt.products, lt.scales = [], []
+        for scales in ((700, 800), (701, 801)):
+            blas.plan(shape).run(100, 200, 300, stream, 300, scales=scales)  # type: ignore[arg-type]
+        assert lt.scales == [(800, 700)] * 4 + [(801, 701)]
+        assert algorithms(lt) == [5, 6, 7, 6, 6]
+        assert plans.kept[f"cuBLASLt 130100: {shape!r}"] == ({}, bytes([6] * 64))
+    assert len(plans.kept) == 2
+
+
+def test_where_no_algorithm_runs_the_first_one_says_why(lt: Bindings) -> None:
+    lt.found, plans = 2, Chosen(None)
+    open_blas(plans).plan(Shape(4, 6, 8, "float16", "float16")).run(100, 200, 300, SimpleNamespace(address=1))  # type: ignore[arg-type]
+    assert algorithms(lt)[-1] == 5
+    assert not plans.kept

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -31,6 +31,7 @@ from hart_edge.runtime.fused.linear import Linear
 from hart_edge.runtime.fused.memory_plan import plan_memory
 from hart_edge.runtime.fused.model import ModelPlan
 from hart_edge.runtime.fused.program import Program
+from hart_edge.runtime.fused.upload import Uploader
 from hart_edge.runtime.fused.weights import DeviceWeights, Weights, WeightsPlan
 from hart_edge.runtime.fused.workspace import Memory
 
@@ -81,6 +82,30 @@ def test_stored_weights_lie_transposed_one_behind_the_other(context: FusedContex
         plan = WeightsPlan(bundle_of(tmp_path, fp8("a", a, scales[0]) | fp8("b", b, scales[1])))
         assert len(load_weight(plan, "a", "b").parts) == len(weight.parts)  # type: ignore[union-attr]
         assert plan.bytes == 48 * 48 + 256 * (1 + len(weight.parts))
+
+
+def test_everything_arrives_beside_the_uploader(context: FusedContext, tmp_path: Path) -> None:
+    """What is transposed goes its own way, between and at the same time as what the uploader's threads copy."""
+    names = [f"w{i}" for i in range(6)]
+    stored = {name: codes_of((256, 512), i) for i, name in enumerate(names)}
+    plain = {f"{name}.bias": np.full(100_003, i, np.float16) for i, name in enumerate(names)}
+    apart = [codes_of((64, 32), 7), codes_of((64, 16), 8)]
+    tensors = {n: t for name in names for n, t in (fp8(name, stored[name]) | {f"{name}.bias": plain[f"{name}.bias"]}).items()}
+    tensors |= fp8("a", apart[0], 0.5, 0.25) | fp8("b", apart[1], 2.0, 0.5)
+    with ExitStack() as stack:
+        with Uploader(context.device, workers=2, chunk=10_000) as uploader:
+            weights = stack.enter_context(DeviceWeights(bundle_of(tmp_path, tensors), context, uploader=uploader))
+            placed = [(weights[f"{name}.bias"], load_weight(weights, name)) for name in names]
+            joined = load_weight(weights, "a", "b")
+        weights.settle()
+        for name, (bias, weight) in zip(names, placed, strict=True):
+            assert isinstance(weight, Fp8Weight)
+            np.testing.assert_array_equal(context.download(bias), plain[f"{name}.bias"])
+            np.testing.assert_array_equal(context.download(replace(weight.codes, dtype="uint8")), stored[name].T)
+            assert context.download(weight.parts[0].scale) == np.float32(0.01)
+        values = [e4m3_values(codes) * scale for codes, scale in zip(apart, (0.5, 2.0), strict=True)]
+        assert isinstance(joined, Buffer)
+        np.testing.assert_array_equal(context.download(joined), np.concatenate(values, axis=1).astype(np.float16))
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7, 19, 300])
