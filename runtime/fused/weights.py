@@ -155,6 +155,8 @@ class DeviceWeights(Weights):
         self._uploader = None
 
     def _read(self, name: str) -> Array:
+        if name not in self._mapped:
+            raise BundleError(f"the weight {name} in {self._path} is of a type other than {', '.join(DTYPES)}.", REEXPORT)
         return self._mapped[name]
 
     def _store(self, content: Content, size: int) -> int:
