@@ -14,7 +14,7 @@ from .plans import Plans
 
 COMPILED_IN_PYTHON = ("sdpa_fwd", "frost")
 """The frontend's own kernels, which it would compile with packages of their own at run time."""
-CANDIDATES = 16
+CANDIDATES = 24
 """Plans that are measured of those that cuDNN's heuristic lists, the best first."""
 MOST_SCRATCH = 64 << 20
 """Bytes that a measured plan may take as scratch where there is not more already."""
