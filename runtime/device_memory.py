@@ -6,13 +6,14 @@ All work is on one stream, in whose order a block may be used again as soon as i
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 
 import numpy as np
 import numpy.typing as npt
 
 from .cuda import Device, DeviceBuffer, Stream
 from .engine import Array, DeviceTensor, Tensor
-from .errors import GpuMemoryError
+from .errors import GpuLostError, GpuMemoryError
 from .memory import Shape
 
 
@@ -70,7 +71,8 @@ class DeviceMemory:
         blocks = [block for idle in self._idle.values() for block in idle]
         self._idle.clear()
         if blocks:
-            self.stream.synchronize()
+            with suppress(GpuLostError):  # nothing of a lost GPU is in use
+                self.stream.synchronize()
         for block in blocks:
             block.close()
         return bool(blocks)

@@ -21,6 +21,7 @@ from hart_edge.plugins.kernel import FP8, ITEM_BYTES
 
 from ..cuda import Device, DeviceBuffer, Stream
 from ..errors import EngineError, GpuMemoryError, InputError, MissingPackageError
+from .library_errors import OPENING, checked, closed
 from .plans import Plans
 
 WORKSPACE = 32 << 20
@@ -101,8 +102,8 @@ class Blas:
         self._lt, self._cublas = bindings()
         self._scratch: DeviceBuffer = device.buffer(WORKSPACE)
         with device.active():
-            self._handle: int | None = _checked("opening cuBLASLt", self._lt.create)
-            self.version = f"cuBLASLt {_checked('opening cuBLASLt', self._lt.get_version)}"
+            self._handle: int | None = checked(device, "opening cuBLASLt", self._lt.create, remedy=OPENING)
+            self.version = f"cuBLASLt {checked(device, 'opening cuBLASLt', self._lt.get_version, remedy=OPENING)}"
         self._plans: dict[Shape, Matmul] = {}
 
     @property
@@ -131,11 +132,10 @@ class Blas:
         """Free plans, handle and scratch. Idempotent."""
         if self._handle is None:
             return
-        with self._device.active():
-            for plan in self._plans.values():
-                plan.close()
-            self._plans.clear()
-            self._lt.destroy(self._handle)
+        for plan in self._plans.values():
+            closed(self._device, "freeing a product", plan.close)
+        self._plans.clear()
+        closed(self._device, "closing cuBLASLt", self._lt.destroy, self._handle)
         self._handle = None
         self._scratch.close()
 
@@ -146,7 +146,7 @@ class Matmul:
     def __init__(self, blas: Blas, lt: Any, cublas: Any, shape: Shape) -> None:
         self.shape, self._blas, self._lt = shape, blas, lt
         scalar, data, out = _type("float32"), _type(shape.dtype), _type(shape.out)
-        self._description = _checked("planning a product", lt.matmul_desc_create, cublas.ComputeType.COMPUTE_32F, scalar)
+        self._description = checked(blas.device, "planning a product", lt.matmul_desc_create, cublas.ComputeType.COMPUTE_32F, scalar)
         self._set(cublas, out)
         x, w, y = (
             lead or width for lead, width in zip(shape.lead, (shape.k, shape.k if shape.transposed else shape.n, shape.n), strict=True)
@@ -190,7 +190,8 @@ class Matmul:
     def _multiply(self, algorithm: int, x: int, w: int, y: int, stream: Stream, c: int) -> None:
         scratch, size = self._blas.scratch
         with self._blas.device.active():
-            _checked(
+            checked(
+                self._blas.device,
                 f"the product {self.shape}",
                 self._lt.matmul,
                 self._blas.handle,
@@ -258,7 +259,14 @@ class Matmul:
         algorithm = np.frombuffer(found[1], self._lt.matmul_heuristic_result_dtype["algo"]).copy()
         result, operands = self._results(1), (self._blas.handle, self._description, self._w, self._x, self._y, self._y)
         try:
-            _checked(f"checking {self.shape}", self._lt.matmul_algo_check, *operands, algorithm.ctypes.data, result.ctypes.data)
+            checked(
+                self._blas.device,
+                f"checking {self.shape}",
+                self._lt.matmul_algo_check,
+                *operands,
+                algorithm.ctypes.data,
+                result.ctypes.data,
+            )
         except EngineError:
             return []
         return [algorithm] if not result["state"][0] and result["workspace_size"][0] <= WORKSPACE else []
@@ -275,7 +283,7 @@ class Matmul:
         results, count = self._results(CANDIDATES), np.zeros(1, np.int32)
         operands = (self._blas.handle, self._description, self._w, self._x, self._y, self._y, preference)
         wanted = (CANDIDATES, results.ctypes.data, count.ctypes.data)
-        _checked(f"planning {self.shape}", self._lt.matmul_algo_get_heuristic, *operands, *wanted)
+        checked(self._blas.device, f"planning {self.shape}", self._lt.matmul_algo_get_heuristic, *operands, *wanted)
         self._lt.matmul_preference_destroy(preference)
         found = [results["algo"][i : i + 1].copy() for i in range(count[0]) if not results["state"][i]]
         if not found:
@@ -289,11 +297,3 @@ class Matmul:
 def _type(dtype: str) -> int:
     """cudaDataType_t."""
     return {"float32": 0, "float16": 2, FP8: 28}[dtype]
-
-
-def _checked(doing: str, function: Any, *arguments: Any) -> Any:
-    """Call the bindings; their exceptions, which have types of their own, become an EngineError that says what was done."""
-    try:
-        return function(*arguments)
-    except Exception as error:
-        raise EngineError(f"{doing} failed: {error}.", "Run `hart-edge bench --backend ort-cuda`, or use the CPU.") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from types import TracebackType
 
 import numpy as np
@@ -14,7 +14,7 @@ from hart_edge.plugins import KERNELS, Buffer, Launch, sources
 from ..cuda import Device
 from ..drivers import AUTO
 from ..engine import Array
-from ..errors import InputError
+from ..errors import GpuLostError, InputError
 from ..kernel_cache import KernelCache
 from ..kernels import KernelLibrary
 from . import blas, cudnn
@@ -82,6 +82,11 @@ class FusedContext:
         """All bytes become 0, in the order of the stream."""
         fill = self.device.driver.fill
         self.device.call("filling a buffer", fill, buffer.address, 0, nbytes(buffer), self.stream.handle)
+
+    def wait_to_free(self) -> None:
+        """Until nothing on the stream uses memory that is about to be freed; a lost GPU uses none."""
+        with suppress(GpuLostError):
+            self.stream.synchronize()
 
     def close(self) -> None:
         """Idempotent."""

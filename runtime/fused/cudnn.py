@@ -8,12 +8,13 @@ from types import TracebackType
 from typing import Any
 
 from ..cuda import Device, DeviceBuffer, Stream
-from ..errors import EngineError, HartError, MissingPackageError
+from ..errors import EngineError, MissingPackageError
+from .library_errors import OPENING, checked, closed
 from .plans import Plans
 
 COMPILED_IN_PYTHON = ("sdpa_fwd", "frost")
 """The frontend's own kernels, which it would compile with packages of their own at run time."""
-CANDIDATES = 16
+CANDIDATES = 24
 """Plans that are measured of those that cuDNN's heuristic lists, the best first."""
 MOST_SCRATCH = 64 << 20
 """Bytes that a measured plan may take as scratch where there is not more already."""
@@ -41,8 +42,8 @@ class Cudnn:
     def __init__(self, device: Device, stream: Stream, plans: Plans) -> None:
         self.device, self.plans, self.module = device, plans, bindings()
         with device.active():
-            self._handle: Any = _checked("opening cuDNN", self.module.create_handle)
-            _checked("giving cuDNN its stream", self.module.set_stream, self._handle, stream.address)
+            self._handle: Any = checked(device, "opening cuDNN", self.module.create_handle, remedy=OPENING)
+            checked(device, "giving cuDNN its stream", self.module.set_stream, self._handle, stream.address)
             self._version = f"cuDNN {self.module.backend_version()}, frontend {self.module.__version__}"
         self._scratches: list[DeviceBuffer] = []
 
@@ -79,9 +80,9 @@ class Cudnn:
         facts, data = found
         try:
             with self.device.active():
-                graph = _checked(f"taking the kept plan of {what}", self.module.pygraph, handle=self.handle)
-                _checked(f"taking the kept plan of {what}", graph.deserialize, self.handle, data)
-                self.grow(int(_checked(f"taking the kept plan of {what}", graph.get_workspace_size)))
+                graph = checked(self.device, f"taking the kept plan of {what}", self.module.pygraph, handle=self.handle)
+                checked(self.device, f"taking the kept plan of {what}", graph.deserialize, self.handle, data)
+                self.grow(int(checked(self.device, f"taking the kept plan of {what}", graph.get_workspace_size)))
         except EngineError:
             return None  # planned again, and kept again
         return CudnnGraph(self, what, identity, graph, facts["tensors"], 0)
@@ -94,10 +95,10 @@ class Cudnn:
             handle=self.handle,
         )
         with self.device.active():
-            tensors = _checked(f"describing {what}", describe, graph)
-            _checked(f"planning {what}", self._plan, graph, self._unwanted(dtype) if choose else [])
-            self.grow(int(_checked(f"planning {what}", graph.get_workspace_size)))
-            candidates = min(CANDIDATES, int(_checked(f"planning {what}", graph.get_execution_plan_count)))
+            tensors = checked(self.device, f"describing {what}", describe, graph)
+            checked(self.device, f"planning {what}", self._plan, graph, self._unwanted(dtype) if choose else [])
+            self.grow(int(checked(self.device, f"planning {what}", graph.get_workspace_size)))
+            candidates = min(CANDIDATES, int(checked(self.device, f"planning {what}", graph.get_execution_plan_count)))
         return CudnnGraph(self, what, identity, graph, {name: tensor.get_uid() for name, tensor in tensors.items()}, candidates)
 
     def _unwanted(self, dtype: str) -> list[Any]:
@@ -134,8 +135,7 @@ class Cudnn:
         """Idempotent."""
         if self._handle is None:
             return
-        with self.device.active():
-            self.module.destroy_handle(self._handle)
+        closed(self.device, "closing cuDNN", self.module.destroy_handle, self._handle)
         self._handle = None
         while self._scratches:
             self._scratches.pop().close()
@@ -159,7 +159,7 @@ class CudnnGraph:
         with self._cudnn.device.active():
             if self._candidates:
                 self._choose(pack)
-            _checked(f"running {self._what}", self._graph.execute, pack, self._cudnn.scratch, self._cudnn.handle)
+            checked(self._cudnn.device, f"running {self._what}", self._graph.execute, pack, self._cudnn.scratch, self._cudnn.handle)
 
     def _choose(self, pack: dict[int, int]) -> None:
         """Measure the candidates, take the fastest, and keep it."""
@@ -168,10 +168,10 @@ class CudnnGraph:
             best = self._cudnn.plans.fastest(range(count), trial.run)
         if best is None:
             return  # what the heuristic chose will say what is wrong
-        _checked(f"planning {self._what}", self._graph.build_plan_at_index, best)
-        self._cudnn.grow(int(_checked(f"planning {self._what}", self._graph.get_workspace_size)))
+        checked(self._cudnn.device, f"planning {self._what}", self._graph.build_plan_at_index, best)
+        self._cudnn.grow(int(checked(self._cudnn.device, f"planning {self._what}", self._graph.get_workspace_size)))
         with suppress(EngineError):  # a plan that cuDNN cannot write down is measured again by the next start
-            data = _checked(f"keeping the plan of {self._what}", self._graph.serialize, as_bytes=True)
+            data = checked(self._cudnn.device, f"keeping the plan of {self._what}", self._graph.serialize, as_bytes=True)
             self._cudnn.plans.keep(self._identity, {"tensors": self._tensors}, data)
 
 
@@ -186,12 +186,20 @@ class _Trial:
     def run(self, index: int) -> None:
         if index not in self._built:
             self._built[index] = self._build(index)
-        _checked(f"running {self._what}", self._graph.execute_plan_at_index, self._pack, self._built[index], index, self._cudnn.handle)
+        checked(
+            self._cudnn.device,
+            f"running {self._what}",
+            self._graph.execute_plan_at_index,
+            self._pack,
+            self._built[index],
+            index,
+            self._cudnn.handle,
+        )
 
     def _build(self, index: int) -> int:
         """The address of its scratch."""
-        _checked(f"planning {self._what}", self._graph.build_plan_at_index, index)
-        size = int(_checked(f"planning {self._what}", self._graph.get_workspace_size_plan_at_index, index))
+        checked(self._cudnn.device, f"planning {self._what}", self._graph.build_plan_at_index, index)
+        size = int(checked(self._cudnn.device, f"planning {self._what}", self._graph.get_workspace_size_plan_at_index, index))
         if size <= self._cudnn.scratch_size:
             return self._cudnn.scratch
         if size > MOST_SCRATCH:
@@ -206,13 +214,3 @@ class _Trial:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._scratch is not None:
             self._scratch.close()
-
-
-def _checked(doing: str, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-    """Call cuDNN; its exceptions, which have types of their own, become an EngineError that says what was done."""
-    try:
-        return function(*arguments, **named)
-    except HartError:
-        raise
-    except Exception as error:
-        raise EngineError(f"{doing} failed: {error}.", "Run `hart-edge bench --backend ort-cuda`, or use the CPU.") from error

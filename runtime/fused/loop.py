@@ -108,7 +108,7 @@ class FusedLoop(ScaleLoop):
 
     def _drop_session(self) -> None:
         if self._session is not None:
-            self._model.context.stream.synchronize()
+            self._model.context.wait_to_free()
             self._session.close()
             self._session = None
 

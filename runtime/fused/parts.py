@@ -49,7 +49,7 @@ class Part(Generic[T]):
     def close(self) -> None:
         """Free the device memory; nothing may use it any more. Idempotent."""
         if self._weights is not None:
-            self._context.stream.synchronize()
+            self._context.wait_to_free()
             self._weights.close()
         self._weights, self._value = None, self.plan.sizes
 

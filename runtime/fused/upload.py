@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from queue import SimpleQueue
 from types import TracebackType
 
@@ -16,6 +17,7 @@ import numpy as np
 
 from ..cuda import Device, PinnedArray, Stream
 from ..engine import Array
+from ..errors import GpuLostError
 
 WORKERS = 4
 CHUNK = 16 << 20
@@ -98,7 +100,8 @@ class Uploader:
         self._pool.shutdown(cancel_futures=True)
         while self._all:
             pinned, stream = self._all.pop()
-            stream.synchronize()
+            with suppress(GpuLostError):
+                stream.synchronize()
             pinned.close()
             stream.close()
 

@@ -137,6 +137,8 @@ class Device:
     def stream(self) -> Stream:
         return Stream()
 
+    def synchronize(self) -> None: ...
+
     def event(self) -> SimpleNamespace:
         return SimpleNamespace(record=lambda stream: None, synchronize=lambda: None)
 
