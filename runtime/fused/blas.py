@@ -272,10 +272,13 @@ class Matmul:
         return [algorithm] if not result["state"][0] and result["workspace_size"][0] <= WORKSPACE else []
 
     def _find(self) -> list[Any]:
-        """The algorithms that cuBLASLt's heuristic lists, the best first; EngineError when there is none."""
+        """The algorithms that cuBLASLt's heuristic lists, the best first; EngineError when there is none.
+
+        Those that add parts of a sum in the output's type are left out: the fastest of all would often be one of them.
+        """
         preference = self._lt.matmul_preference_create()
         attribute = self._lt.MatmulPreferenceAttribute
-        limits = {attribute.MAX_WORKSPACE_BYTES: WORKSPACE}
+        limits = {attribute.MAX_WORKSPACE_BYTES: WORKSPACE, attribute.REDUCTION_SCHEME_MASK: int(self._lt.ReductionScheme.COMPUTE_TYPE)}
         limits |= {getattr(attribute, f"MIN_ALIGNMENT_{operand}_BYTES"): ALIGNMENT for operand in "ABCD"}
         for name, value in limits.items():
             buffer = np.array([value], self._lt.get_matmul_preference_attribute_dtype(name))

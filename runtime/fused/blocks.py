@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hart_edge.plugins import Buffer, Launch, rms_norm, swiglu
+from hart_edge.plugins import Buffer, Launch, rms_norm, rope_tables, swiglu, take_rows
 
-from ..engine import Array
-from ..spec import ModelSpec
+from ..spec import UNCONDITIONAL_K, UNCONDITIONAL_V, ModelSpec
 from .attention import Attentions, AttentionShape
 from .buffers import prefix, rows, view
 from .context import FusedContext
@@ -99,23 +98,48 @@ class Caches:
         k, v = (tuple(memory.buffer(f"cache.{name}.{i}", shape, dtype) for i in range(spec.depth)) for name in "kv")
         return cls(k, v)
 
-    def reset(self, context: FusedContext, spec: ModelSpec, constants: tuple[Array, Array]) -> None:
-        """Write the unconditional context's keys and values, [depth, H, D] each; they stay, so once is enough.
+    def reset(self, context: FusedContext, constants: Unconditional, scratch: Scratch, zeros: Buffer) -> None:
+        """Write the unconditional context's keys and values; they stay, so once is enough.
 
-        Row B + j of a cache is unconditional; only its first T positions are written, and no scale writes there.
+        Row B + j of a cache is unconditional; only its first T positions are written, and no scale writes there. A layer's packed
+        row is repeated for every position, and "rotated" into the caches by an angle of 0: two launches where copies would be one
+        per row and head.
+
+        Args:
+            zeros: [≥ B·T] int64.
         """
-        for caches, constant in zip((self.k, self.v), constants, strict=True):
-            for cache, heads in zip(caches, constant, strict=True):
-                batch = cache.shape[0] // 2
-                for row in range(batch, 2 * batch):
-                    self._fill(context, cache, row, heads, spec.context_tokens)
+        (_, tokens, head_dim), batch = constants.cos.shape, self.k[0].shape[0] // 2
+        count = batch * tokens
+        qkv = rows(scratch.qkv, 0, count)
+        q = view(rows(scratch.q, 0, count), batch, tokens, qkv.shape[1] // 3 // head_dim, head_dim)
+        for layer, (k, v) in enumerate(zip(self.k, self.v, strict=True)):
+            context.launch(take_rows.launch(rows(constants.packed, layer, layer + 1), prefix(zeros, count), qkv))
+            below = rows(k, batch, 2 * batch), rows(v, batch, 2 * batch)
+            context.launch(rope_tables.launch(qkv, constants.cos, constants.sin, q, *below, 0))
 
-    @staticmethod
-    def _fill(context: FusedContext, cache: Buffer, row: int, heads: Array, tokens: int) -> None:
-        for head, vector in enumerate(heads):
-            flat = view(cache, cache.shape[0] * cache.shape[1], *cache.shape[2:])
-            at = rows(flat, row * cache.shape[1] + head, row * cache.shape[1] + head + 1)
-            context.upload(prefix(at, tokens, cache.shape[3]), np.ascontiguousarray(np.broadcast_to(vector, (tokens, cache.shape[3]))))
+
+@dataclass(frozen=True)
+class Unconditional:
+    """Keys and values of the unconditional context, the same at all T positions.
+
+    Attributes:
+        packed: [depth, 3C], a row of zeros for q, k and v.
+        cos, sin: [1, T, D], of an angle of 0.
+    """
+
+    packed: Buffer
+    cos: Buffer
+    sin: Buffer
+
+    @classmethod
+    def load(cls, weights: Weights, spec: ModelSpec) -> Unconditional:
+        k, v = (weights.host(name).reshape(spec.depth, spec.width) for name in (UNCONDITIONAL_K, UNCONDITIONAL_V))
+        table = np.ones((1, spec.context_tokens, spec.head_dim), k.dtype)
+        return cls(
+            packed=weights.put("fused.unconditional", np.concatenate([np.zeros_like(k), k, v], axis=1)),
+            cos=weights.put("fused.unconditional.cos", table),
+            sin=weights.put("fused.unconditional.sin", np.zeros_like(table)),
+        )
 
 
 @dataclass(frozen=True)

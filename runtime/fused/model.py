@@ -8,11 +8,10 @@ from functools import partial
 from hart_edge.plugins import Buffer, next_scale, rope_cache
 
 from ..bundle import Bundle
-from ..engine import Array
 from ..errors import EngineError
-from ..spec import CODEBOOK, UNCONDITIONAL_K, UNCONDITIONAL_V, ModelSpec
+from ..spec import CODEBOOK, ModelSpec
 from .attention import Attentions
-from .blocks import TransformerWeights
+from .blocks import TransformerWeights, Unconditional
 from .buffers import entry
 from .conditioning import ContextWeights
 from .context import FusedContext
@@ -23,6 +22,7 @@ from .facts import GraphFacts
 from .fp8 import check_capability
 from .parts import Part, PartPlan
 from .text import TextWeights
+from .upload import Uploader
 from .weights import Weights
 
 
@@ -55,7 +55,6 @@ class GeneratorWeights:
 
     Attributes:
         frequencies: rotary frequencies of the context tokens and of image tokens.
-        unconditional: keys and values of the unconditional context, [depth, H, D] each, on the host.
     """
 
     transformer: TransformerWeights
@@ -64,7 +63,7 @@ class GeneratorWeights:
     diffusion: DiffusionWeights
     codebook: Buffer
     frequencies: tuple[Buffer, Buffer]
-    unconditional: tuple[Array, Array]
+    unconditional: Unconditional
 
     @classmethod
     def load(cls, weights: Weights, spec: ModelSpec) -> GeneratorWeights:
@@ -76,7 +75,7 @@ class GeneratorWeights:
             diffusion=DiffusionWeights.load(weights),
             codebook=weights[CODEBOOK],
             frequencies=(weights.put("fused.frequencies.text", text), weights.put("fused.frequencies.image", image)),
-            unconditional=(weights.host(UNCONDITIONAL_K), weights.host(UNCONDITIONAL_V)),
+            unconditional=Unconditional.load(weights, spec),
         )
 
 
@@ -128,13 +127,16 @@ class FusedModel:
             self._load()
 
     def _load(self) -> None:
+        parts = [part for part in (self.text, self.generator, self.decoder) if part is not None]
         try:
-            for part in (self.text, self.generator, self.decoder):
-                if part is not None:
-                    part.get()
+            with Uploader(self.context.device) as uploader:
+                for part in parts:
+                    part.begin(uploader)
         except BaseException:
             self.close()
             raise
+        for part in parts:
+            part.settle()
 
     def close(self) -> None:
         """Free the weights. Idempotent."""

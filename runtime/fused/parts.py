@@ -43,8 +43,26 @@ class Part(Generic[T]):
     def get(self) -> T:
         """Load it unless it is there; GpuMemoryError when it does not fit."""
         if self._weights is None:
-            self._weights, self._value = self._load()
+            try:
+                with Uploader(self._context.device) as uploader:
+                    self.begin(uploader)
+            except BaseException:
+                self.close()
+                raise
+            self.settle()
         return self._value
+
+    def begin(self, uploader: Uploader) -> None:
+        """Take the memory and have everything copied; `settle` when the uploader has ended, `close` when it has failed."""
+        plan, context = self.plan, self._context
+        what = f"weights of the {plan.name}"
+        self._weights = DeviceWeights(plan.bundle, context, plan.bytes, what, uploader)
+        self._value = plan.load(self._weights)
+
+    def settle(self) -> None:
+        """What is asked for from now on is copied at once."""
+        if self._weights is not None:
+            self._weights.settle()
 
     def close(self) -> None:
         """Free the device memory; nothing may use it any more. Idempotent."""
@@ -52,18 +70,3 @@ class Part(Generic[T]):
             self._context.wait_to_free()
             self._weights.close()
         self._weights, self._value = None, self.plan.sizes
-
-    def _load(self) -> tuple[DeviceWeights, T]:
-        plan, context = self.plan, self._context
-        weights = None
-        try:
-            with Uploader(context.device) as uploader:
-                what = f"weights of the {plan.name}"
-                weights = DeviceWeights(plan.bundle, context, plan.bytes, what, uploader)
-                value = plan.load(weights)
-        except BaseException:
-            if weights is not None:
-                weights.close()
-            raise
-        weights.settle()
-        return weights, value

@@ -128,7 +128,9 @@ class Session:
     def _put_together(self) -> None:
         model = self.model
         self.buffers = Buffers.plan(self.workspace, model.plan, self.settings)
-        self.buffers.caches.reset(model.context, model.spec, self.weights.unconditional)
+        zeros = view(self.buffers.positions, self.settings.batch * model.spec.context_tokens)
+        model.context.zero(zeros)
+        self.buffers.caches.reset(model.context, self.weights.unconditional, self.buffers.scratch, zeros)
         self._context = self._new(self._add_context)
         scales = range(model.spec.scales)
         self._transform = [self._new(partial(self._add_scale, scale=i)) for i in scales]

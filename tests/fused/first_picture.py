@@ -44,14 +44,17 @@ def watch(owner: Any, name: str, part: str) -> None:
 
 def watch_parts() -> None:
     from hart_edge.runtime import cuda, kernels, tokenizer
-    from hart_edge.runtime.fused import attention, blas, context, conv, cudnn, model, parts, plans, program, session, stages
+    from hart_edge.runtime.fused import attention, blas, blocks, context, conv, cudnn, model, parts, plans, program, session, stages, upload
 
     watch(context, "_import_libraries", "import of nvmath and cudnn (in a thread)")
     watch(cuda.Device, "__init__", "driver and context")
     watch(blas.Blas, "__init__", "cuBLASLt handle")
     watch(cudnn.Cudnn, "__init__", "cuDNN handle")
     watch(model.ModelPlan, "__init__", "sizes of the weights")
-    watch(parts.Part, "_load", "weights to the GPU")
+    watch(parts.Part, "begin", "weights taken apart")
+    watch(upload.Uploader, "__init__", "page-locked memory")
+    watch(upload.Uploader, "__exit__", "rest of the weights to the GPU")
+    watch(blocks.Caches, "reset", "unconditional context into the caches")
     watch(tokenizer.PromptTokenizer, "__init__", "tokenizer")
     watch(session.Session, "__init__", "session put together")
     watch(stages.TextStage, "_fill", "text encoder put together")

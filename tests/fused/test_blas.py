@@ -45,8 +45,12 @@ class Bindings:
     )
     MatrixLayoutAttribute = enum("MatrixLayoutAttribute", "BATCH_COUNT", "STRIDED_BATCH_OFFSET")
     MatmulPreferenceAttribute = enum(
-        "MatmulPreferenceAttribute", "MAX_WORKSPACE_BYTES", *(f"MIN_ALIGNMENT_{operand}_BYTES" for operand in "ABCD")
+        "MatmulPreferenceAttribute",
+        "MAX_WORKSPACE_BYTES",
+        "REDUCTION_SCHEME_MASK",
+        *(f"MIN_ALIGNMENT_{operand}_BYTES" for operand in "ABCD"),
     )
+    ReductionScheme = IntEnum("ReductionScheme", {"NONE": 0, "INPLACE": 1, "COMPUTE_TYPE": 2, "OUTPUT_TYPE": 4})
     matmul_heuristic_result_dtype = np.dtype([("algo", [("data_", "<u8", (8,))]), ("workspace_size", "<u8"), ("state", "<i4")])
 
     def __init__(self) -> None:
@@ -189,6 +193,7 @@ def test_plans_are_made_once_and_freed(lt: Bindings, blas: Blas) -> None:
     assert blas.plan(shape) is blas.plan(shape)
     preference = next(facts for facts in lt.made.values() if facts["kind"] == "preference")
     assert preference["MAX_WORKSPACE_BYTES"] == WORKSPACE
+    assert preference["REDUCTION_SCHEME_MASK"] == 2  # parts of a sum are added in float32
     assert preference["MIN_ALIGNMENT_D_BYTES"] == ALIGNMENT
     for _ in range(2):
         blas.close()

@@ -89,7 +89,7 @@ class Losing:
             raise GpuLostError("the GPU was lost while launching a kernel (CUDA_ERROR_ILLEGAL_ADDRESS).", LOST)
 
 
-@pytest.mark.parametrize("launches", [3, 40, 90])
+@pytest.mark.parametrize("launches", [3, 40, 200])
 @pytest.mark.parametrize("low_vram", [False, True])
 def test_a_gpu_lost_in_the_middle_ends_the_generation_and_closing_is_no_error(tmp_path: Any, launches: int, low_vram: bool) -> None:
     """In the text encoder, in the scale loop, in the decoder; the CPU draws afterwards."""

@@ -9,11 +9,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+from components import allocated, put
+from test_attention_fused import SHAPES as ATTENTIONS
+from test_conv import SIZES, arrays, computed
 
 from hart_edge.plugins import Buffer, transpose
-from hart_edge.runtime.errors import EngineError, GpuLostError, GpuMemoryError, HartWarning
+from hart_edge.plugins.quantize import Array
+from hart_edge.runtime.errors import EngineError, GpuError, GpuLostError, GpuMemoryError, HartWarning, MissingPackageError
+from hart_edge.runtime.fused.attention import Attention
+from hart_edge.runtime.fused.blas import Matmul
 from hart_edge.runtime.fused.context import FusedContext
+from hart_edge.runtime.fused.conv import ConvShape
+from hart_edge.runtime.fused.cudnn import Cudnn
+from hart_edge.runtime.fused.linear import Linear
 from hart_edge.runtime.fused.plans import LAUNCHES, REPEATS, Plans
+from hart_edge.runtime.fused.workspace import Memory
+from hart_edge.runtime.kernel_cache import KernelCache
 
 INFO = SimpleNamespace(name="card", capability=90, memory=1 << 30, driver_version=13000)
 
@@ -144,3 +155,56 @@ def test_a_card_tells_a_large_launch_from_a_small_one(gpu_context: FusedContext)
         assert plans.fastest((0, 1, 2), run) == 1
         assert plans.fastest((0, 2), run) == 2
         assert np.isfinite(plans._time(0, run, float("inf")))
+
+
+@pytest.mark.gpu
+def test_the_next_start_takes_what_was_kept_and_gives_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A convolution, an attention and a product: measured and kept by one process' context, taken by the next."""
+    shape = ConvShape(*SIZES[0], dtype="float16", add=True)
+    operands = arrays(shape)
+    results = []
+    for start in range(2):
+        try:
+            context = FusedContext(cache=KernelCache(tmp_path))
+        except (GpuError, MissingPackageError) as error:
+            pytest.skip(f"no usable GPU: {error}")
+        with context:
+            if start:
+                monkeypatch.setattr(Cudnn, "_planned", lambda *_: pytest.fail("cuDNN planned anew"))
+                monkeypatch.setattr(Matmul, "_find", lambda *_: pytest.fail("cuBLASLt was asked anew"))
+                monkeypatch.setattr(Plans, "fastest", lambda *_: pytest.fail("candidates were measured anew"))
+            convolved, convolution = computed(context, shape, operands)
+            assert convolution.fused
+            results.append((convolved, attended(context), multiplied(context)))
+    assert len(list((tmp_path / "plans").glob("*.bin"))) == 3
+    for first, second in zip(*results, strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+def attended(context: FusedContext) -> Array:
+    shape, rng = ATTENTIONS[3], np.random.default_rng(3)
+    q, cache = (shape.rows, shape.tokens, shape.heads, shape.head_dim), (shape.rows, shape.heads, shape.capacity, shape.head_dim)
+
+    def ask(memory: Memory) -> list[Buffer]:
+        return [memory.buffer(name, size, shape.dtype) for name, size in {"q": q, "k": cache, "v": cache, "y": q}.items()]
+
+    with allocated(context, ask) as buffers:
+        for buffer in buffers[:3]:
+            put(context, buffer, rng.standard_normal(buffer.shape))
+        attention = Attention(context, shape)
+        assert attention.by_cudnn, attention.refusal
+        attention.run(*buffers)
+        return context.download(buffers[3])
+
+
+def multiplied(context: FusedContext) -> Array:
+    rng = np.random.default_rng(4)
+
+    def ask(memory: Memory) -> list[Buffer]:
+        return [memory.buffer(name, size, "float16") for name, size in {"x": (512, 768), "w": (768, 256), "y": (512, 256)}.items()]
+
+    with allocated(context, ask) as (x, w, y):
+        for buffer in (x, w, y):
+            put(context, buffer, rng.standard_normal(buffer.shape))
+        Linear(context.blas, 512, w).run(x, y, context.stream, residual=y)
+        return context.download(y)
