@@ -11,7 +11,6 @@ from .drivers.libcuda import LIBRARY
 from .engine import Engine
 from .errors import InputError
 from .memory import Memory
-from .ort import OrtCpu
 from .scale_loop import ScaleLoop
 
 AUTO, CUDA, CPU = "auto", "cuda", "cpu"
@@ -53,6 +52,8 @@ def _ort_cuda(threads: int, low_vram: bool) -> Backend:
 
 
 def _cpu(threads: int, low_vram: bool) -> Backend:
+    from .ort import OrtCpu  # ONNX Runtime, 0.15 s that a first picture by another backend does not need
+
     return OrtCpu(threads)
 
 

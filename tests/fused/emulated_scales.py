@@ -8,7 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from emulator import Block, Cudnn, Description, Device, Library, Memory, Stream, Tensor, emitted, emulated
+from emulated_cudnn import Cudnn, Description, Tensor
+from emulator import Block, Device, Library, Memory, Stream, emitted, emulated
 
 from hart_edge.plugins import (
     Launch,
