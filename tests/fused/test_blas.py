@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from enum import IntEnum
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ from emulated_scales import emulated_gpu
 from kept_plans import Chosen
 
 from hart_edge.plugins.kernel import FP8
-from hart_edge.runtime.errors import EngineError, InputError
+from hart_edge.runtime.errors import EngineError, InputError, MissingPackageError
 from hart_edge.runtime.fused import blas as blas_module
 from hart_edge.runtime.fused.blas import ALIGNMENT, WORKSPACE, Blas, Shape
 
@@ -260,3 +261,18 @@ def test_where_no_algorithm_runs_the_first_one_says_why(lt: Bindings) -> None:
     open_blas(plans).plan(Shape(4, 6, 8, "float16", "float16")).run(100, 200, 300, SimpleNamespace(address=1))  # type: ignore[arg-type]
     assert algorithms(lt)[-1] == 5
     assert not plans.kept
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nvmath", None)
+    with pytest.raises(MissingPackageError, match=r"nvmath is not installed.*hart-edge\[fused\]"):
+        blas_module.bindings()
+
+
+def test_a_library_that_does_not_open_says_what_to_install(lt: Bindings) -> None:
+    def refuse() -> int:
+        raise RuntimeError("Failed to dlopen libcublasLt.so.13")
+
+    lt.create = refuse  # type: ignore[method-assign]
+    with pytest.raises(EngineError, match=r"opening cuBLASLt failed: Failed to dlopen.*pip install -U 'hart-edge\[fused\]'"):
+        open_blas(Chosen())
