@@ -1,4 +1,5 @@
-// SiLU behind a product, or of a sum with one row: y = silu(x (+ row)), in float, rounded once. y may be x.
+// SiLU behind a product, or of a sum with one row: y = silu(x (+ row)), in float, rounded once, or
+// quantised from the rounded value. y may be x where it has its type.
 //
 // x, y [rows, width]; row [width], or null. Block (x, y): row x, columns y·blockDim·N and on.
 #pragma once
@@ -7,8 +8,8 @@
 
 namespace hart {
 
-template <typename T, int N>
-__global__ void add_silu(const T* x, const T* row, T* y, int width) {
+template <typename T, typename Out, int N>
+__global__ void add_silu(const T* x, const T* row, Out* y, int width, float inverse) {
     const int i = (blockIdx.y * blockDim.x + threadIdx.x) * N;
     if (i >= width) return;
     const long long at = blockIdx.x * static_cast<long long>(width) + i;
@@ -21,9 +22,9 @@ __global__ void add_silu(const T* x, const T* row, T* y, int width) {
 #pragma unroll
         for (int j = 0; j < N; ++j) value[j] += to_float(r.v[j]);
     }
-    Pack<T, N> out;
+    Pack<Out, N> out;
 #pragma unroll
-    for (int j = 0; j < N; ++j) out.v[j] = from_float<T>(silu<T>(value[j]));
+    for (int j = 0; j < N; ++j) out.v[j] = emit<T, Out>(silu<T>(value[j]), inverse);
     store(y + at, out);
 }
 

@@ -7,7 +7,8 @@
 // q, y [R, L, H, D]; k, v [R, KV, capacity, D], of which the first `length` positions are read; query head h reads head
 // h / (H / KV). first null: every key counts. Otherwise query t of row r attends to key s if s ≤ length − L + t and, from
 // key length − L on, mask[r, s − (length − L)] ≠ 0; a query that precedes first[r], so that nothing is left of its keys,
-// attends to all. Shared memory: 2·32·(D + 1) + 32·33 floats.
+// attends to all. A tile of keys that none of the block's queries attends to is left out: most of them where a short prompt
+// was padded. Shared memory: 2·32·(D + 1) + 32·33 floats.
 #pragma once
 
 #include "common.cuh"
@@ -53,8 +54,11 @@ __global__ void attention(const T* q, const T* k, const T* v, T* y, const long l
 
     float out[COLUMNS], greatest = -3.0e38f, total = 0.0f;
     for (int i = 0; i < COLUMNS; ++i) out[i] = 0.0f;
+    const int last = before + min(static_cast<int>((blockIdx.x + 1) * attention_rows), tokens) - 1;  // position of the last query
     for (int start = 0; start < length; start += attention_keys) {
-        __syncthreads();  // the last tile's values have been read
+        const int own = start + static_cast<int>(threadIdx.x) % attention_keys;
+        const bool seen = own < length && own <= last && (own < before || (mask && mask[image * tokens + own - before] != 0));
+        if (!__syncthreads_or(all || seen)) continue;  // and the last tile's values have been read
         load_tile(tile, k + kv_at, start, length, head_dim, head_dim);
         __syncthreads();
         float score[attention_keys / attention_share], most = -3.0e38f;

@@ -60,6 +60,7 @@ class Case:
         dtype: of the activations.
         launches: builds the launches over the tensors that it asks for.
         reason: why it is not judged by bandwidth; empty if it is.
+        minimum: least compute capability.
     """
 
     operator: str
@@ -67,6 +68,7 @@ class Case:
     dtype: str
     launches: Callable[[Tensors], tuple[Launch, ...]]
     reason: str = ""
+    minimum: int = 75
 
 
 def by(*sizes: int) -> str:

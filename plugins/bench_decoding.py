@@ -14,17 +14,17 @@ from . import (
     diffusion_update,
     gate_residual,
     group_norm_silu,
+    join_phases,
     latent_sum,
     layer_norm_modulate,
     softmax_rows,
     take_rows,
     to_uint8,
     transpose,
-    upsample,
 )
 from .bench_case import CHANNELS, CODEBOOK, DIFFUSION, EPS, LATENT, PATCH_NUMS, WIDTH, Case, Shape, Tensors, by
 from .bench_scales import NOISE
-from .kernel import Launch
+from .kernel import FP8, Launch, minimum_of
 
 
 def diffusion(dtype: str, size: int) -> tuple[Case, ...]:
@@ -40,6 +40,21 @@ def diffusion(dtype: str, size: int) -> tuple[Case, ...]:
     )
 
 
+def diffusion_fp8(size: int) -> tuple[Case, ...]:
+    """Cases that write what the MLP's FP8 products read."""
+    rows, least = 2 * PATCH_NUMS[size][-1] ** 2, minimum_of(FP8)
+    return (
+        Case("add_silu", f"{by(rows, DIFFUSION)}, FP8 out", "float16", lambda t: (_add_silu(t, "float16", rows, FP8),), minimum=least),
+        Case(
+            "layer_norm_modulate",
+            f"{by(rows, DIFFUSION)}, affine, FP8 out",
+            "float16",
+            lambda t: (_layer_norm(t, "float16", rows, FP8),),
+            minimum=least,
+        ),
+    )
+
+
 def decoder(dtype: str, size: int) -> tuple[Case, ...]:
     """Cases with activations of a type, batch 1."""
     large, half = (1, size, size, CHANNELS), (1, size // 2, size // 2, 2 * CHANNELS)
@@ -48,7 +63,7 @@ def decoder(dtype: str, size: int) -> tuple[Case, ...]:
         Case("group_norm_silu", by(*large[1:]), dtype, lambda t: _group_norm(t, dtype, large)),
         Case("group_norm_silu", by(*half[1:]), dtype, lambda t: _group_norm(t, dtype, half)),
         Case("add_bias", f"{by(*large[1:])}, residual", dtype, lambda t: (_add_bias(t, dtype, large),)),
-        Case("upsample", f"→ {by(*large[1:])}", dtype, lambda t: (_upsample(t, dtype, large),)),
+        Case("join_phases", f"→ {by(*large[1:])}", dtype, lambda t: (_join_phases(t, dtype, large),)),
         Case("softmax_rows", by(cells, cells), dtype, lambda t: (_softmax_rows(t, dtype, cells),)),
         Case("to_uint8", f"{by(size, size)}, channels last", dtype, lambda t: (_to_uint8(t, dtype, size),)),
     )
@@ -75,15 +90,17 @@ def _take_rows(t: Tensors, dtype: str, tokens: int) -> Launch:
     return take_rows.launch(t.read((CODEBOOK, WIDTH), dtype), t.read((tokens,), "int64", index), t.write((2 * tokens, WIDTH), dtype))
 
 
-def _add_silu(t: Tensors, dtype: str, rows: int) -> Launch:
-    return add_silu.launch(t.read((rows, DIFFUSION), dtype), t.write((rows, DIFFUSION), dtype), t.read((DIFFUSION,), dtype))
+def _add_silu(t: Tensors, dtype: str, rows: int, out: str = "") -> Launch:
+    x, y = t.read((rows, DIFFUSION), dtype), t.write((rows, DIFFUSION), out or dtype)
+    return add_silu.launch(x, y, t.read((DIFFUSION,), dtype), 0.02 if out else None)
 
 
-def _layer_norm(t: Tensors, dtype: str, rows: int) -> Launch:
+def _layer_norm(t: Tensors, dtype: str, rows: int, out: str = "") -> Launch:
     shape = (rows, DIFFUSION)
     modulation = t.read((rows, 3 * DIFFUSION), dtype, parts=2 / 3)
     affine = t.read((DIFFUSION,), dtype), t.read((DIFFUSION,), dtype)
-    return layer_norm_modulate.launch(t.read(shape, dtype), modulation, t.write(shape, dtype), 0, 1, EPS, affine)
+    y, step = t.write(shape, out or dtype), 0.02 if out else None
+    return layer_norm_modulate.launch(t.read(shape, dtype), modulation, y, 0, 1, EPS, affine, step)
 
 
 def _gate_residual(t: Tensors, dtype: str, rows: int) -> Launch:
@@ -111,9 +128,9 @@ def _add_bias(t: Tensors, dtype: str, shape: Shape) -> Launch:
     return add_bias.launch(x, t.read(rows[1:], dtype), x, residual)
 
 
-def _upsample(t: Tensors, dtype: str, shape: Shape) -> Launch:
+def _join_phases(t: Tensors, dtype: str, shape: Shape) -> Launch:
     batch, height, width, channels = shape
-    return upsample.launch(t.read((batch, height // 2, width // 2, channels), dtype), t.write(shape, dtype))
+    return join_phases.launch(t.read((batch, height // 2 + 1, width // 2 + 1, 4 * channels), dtype), t.write(shape, dtype))
 
 
 def _softmax_rows(t: Tensors, dtype: str, cells: int) -> Launch:

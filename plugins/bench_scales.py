@@ -4,9 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 
-from . import attention, context_entry, guided_sample, next_scale, noise, philox, rms_norm, rope_cache, rope_tables, split_rotary, swiglu
+from . import (
+    attention,
+    cast,
+    context_entry,
+    guided_sample,
+    next_scale,
+    noise,
+    philox,
+    rms_norm,
+    rope_cache,
+    rope_tables,
+    split_rotary,
+    swiglu,
+)
 from .bench_case import CODEBOOK, EPS, HEAD_DIM, HEADS, HIDDEN, LATENT, PATCH_NUMS, TEXT, WIDTH, Case, Tensors, by
-from .kernel import Buffer, Launch
+from .kernel import FP8, Buffer, Launch, minimum_of
 
 PRODUCTS = "arithmetic: products in float32"
 COUNTING = "counting: the k-th largest is found by bisection; noise takes float64 logarithms"
@@ -32,6 +45,16 @@ def transformer(dtype: str, size: int) -> tuple[Case, ...]:
     )
 
 
+def transformer_fp8(size: int) -> tuple[Case, ...]:
+    """Cases that write what FP8 products read: of the norm, of the attention's result and of the MLP."""
+    rows, least = 2 * PATCH_NUMS[size][-1] ** 2, minimum_of(FP8)
+    return (
+        Case("rms_norm", f"{by(rows, WIDTH)}, FP8 out", "float16", lambda t: (_norm_fp8(t, rows),), minimum=least),
+        Case("cast", f"{by(rows, WIDTH)} to FP8", "float16", lambda t: (_cast_fp8(t, rows),), minimum=least),
+        Case("swiglu", f"{by(rows, 2 * HIDDEN)}, FP8 out", "float16", lambda t: (_swiglu(t, "float16", rows, FP8),), minimum=least),
+    )
+
+
 def sampling(size: int) -> tuple[Case, ...]:
     """Cases in float32, whatever the activations are."""
     tokens, last = PATCH_NUMS[size][-1] ** 2, len(PATCH_NUMS[size]) - 1
@@ -50,6 +73,15 @@ def _rms_norm(t: Tensors, dtype: str, rows: int, out: str) -> Launch:
     shape = (rows, WIDTH)
     x, residual, weight, y = t.read(shape, dtype), t.update(shape, dtype), t.read((WIDTH,), dtype), t.write(shape, out)
     return rms_norm.launch(x, weight, y, EPS, (residual, residual), scale=0.02 if out == "int8" else None)
+
+
+def _norm_fp8(t: Tensors, rows: int) -> Launch:
+    x, weight, y = t.read((rows, WIDTH), "float16"), t.read((WIDTH,), "float16"), t.write((rows, WIDTH), FP8)
+    return rms_norm.launch(x, weight, y, EPS, scale=0.02)
+
+
+def _cast_fp8(t: Tensors, rows: int) -> Launch:
+    return cast.launch(t.read((rows, WIDTH), "float16"), t.write((rows, WIDTH), FP8), 0.02)
 
 
 def _head_norm(t: Tensors, dtype: str, rows: int) -> Launch:
@@ -95,8 +127,8 @@ def _split_rotary(t: Tensors, dtype: str, tokens: int) -> Launch:
     return split_rotary.launch(t.read((2 * tokens, 3 * WIDTH), dtype), cos, sin, q, k, v)
 
 
-def _swiglu(t: Tensors, dtype: str, rows: int) -> Launch:
-    return swiglu.launch(t.read((rows, 2 * HIDDEN), dtype), t.write((rows, HIDDEN), dtype))
+def _swiglu(t: Tensors, dtype: str, rows: int, out: str = "") -> Launch:
+    return swiglu.launch(t.read((rows, 2 * HIDDEN), dtype), t.write((rows, HIDDEN), out or dtype), scale=0.02 if out else None)
 
 
 def _next_scale(t: Tensors, dtype: str, size: int) -> tuple[Launch, ...]:

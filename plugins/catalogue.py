@@ -12,6 +12,7 @@ from . import (
     gate_residual,
     group_norm_silu,
     guided_sample,
+    join_phases,
     latent_sum,
     layer_norm_modulate,
     next_scale,
@@ -25,7 +26,6 @@ from . import (
     take_rows,
     to_uint8,
     transpose,
-    upsample,
 )
 from .kernel import Kernel
 
@@ -46,7 +46,7 @@ OPERATORS = (
     cast,
     diffusion_update,
     take_rows,
-    upsample,
+    join_phases,
     softmax_rows,
     attention,
     rope_tables,

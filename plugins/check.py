@@ -51,6 +51,17 @@ def threads_for(work: int, per_thread: int, most: int = 512) -> int:
     return min(most, max(32, 32 * ceil_div(work, 32 * per_thread)))
 
 
+def block_of_heads(per_head: int, heads: int, most: int) -> tuple[int, int, int]:
+    """A block whose rows take a head at a time, whole warps of at most `most` threads.
+
+    A row has a power of two of lanes, enough for `per_head` items where 32 are, so that the lanes of a head sum by shuffles.
+    """
+    across = min(32, 1 << (per_head - 1).bit_length())
+    in_a_warp = 32 // across
+    down = min(ceil_div(heads, in_a_warp) * in_a_warp, most // across)
+    return across, down, 1
+
+
 def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 

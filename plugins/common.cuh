@@ -54,6 +54,23 @@ __device__ inline Pack<T, N> load(const T* p) { return *reinterpret_cast<const P
 template <typename T, int N>
 __device__ inline void store(T* p, const Pack<T, N>& pack) { *reinterpret_cast<Pack<T, N>*>(p) = pack; }
 
+// Packs of a row that a thread keeps in registers between two passes over it; the rest of a longer row is read again.
+constexpr int held = 2;
+
+// f(i, v) for this thread's packs of a row of `width` elements: i the first element, v the number of the pack, `held` for all
+// that are not kept. v is known when f is compiled.
+template <int N, typename F>
+__device__ inline void each_pack(int width, F f) {
+    const int step = blockDim.x * N;
+    int i = threadIdx.x * N;
+#pragma unroll
+    for (int v = 0; v < held; ++v, i += step) {
+        if (i < width) f(i, v);
+    }
+#pragma unroll 1
+    for (; i < width; i += step) f(i, held);
+}
+
 // x / (1 + exp(−x)). 16-bit types take the fast exponential: its error is far below their rounding.
 template <typename T>
 __device__ inline float silu(float x) {
@@ -70,6 +87,15 @@ __device__ inline T warp_sum(T x) {
     for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
     return x;
 }
+
+// Sum over `lanes` neighbouring lanes, a power of two of at most 32, the same bits in each. All lanes of the warp take part.
+__device__ inline float group_sum(float x, int lanes) {
+    for (int step = lanes / 2; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
+    return x;
+}
+
+// 1 / ‖x‖ of a vector whose squares add up to `squares`, which a vector of zeros leaves zero.
+__device__ inline float inverse_norm(float squares) { return 1.0f / fmaxf(sqrtf(squares), 1e-12f); }
 
 // Sum over a one-dimensional block of whole warps, the same bits in every thread. scratch: 32 values of shared memory.
 template <typename T>

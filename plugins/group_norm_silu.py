@@ -53,7 +53,7 @@ GroupNormSilu <epsilon, height, width> (x, weight, bias) => (y)
     y = Mul (moved, share)
 }}
 """
-MAX_CHUNKS = 1024
+MAX_CHUNKS = 512
 _SOURCE = "group_norm_silu.cuh"
 _THREADS = 256
 _PIXELS = 8  # per thread and block: long enough to hide the block's set-up, short enough to fill a GPU at 64 × 64
@@ -86,7 +86,7 @@ KERNELS = tuple(k for d in FLOATS for k in (statistics_kernel(d), fold_kernel(d)
 def scratch_shapes(shape: tuple[int, ...], dtype: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Shapes of the float32 buffers `partial` and `affine` for an x of this shape."""
     batch, height, width, channels = shape
-    _, _, chunks, _ = _plan(height * width, channels, dtype)
+    _, _, chunks = _plan(height * width, channels, dtype)
     return (batch, chunks, 2, GROUPS), (batch, 2, channels)
 
 
@@ -105,13 +105,13 @@ def launches(
     for name, buffer, shape in zip(("partial", "affine"), (partial, affine), scratch_shapes(x.shape, x.dtype), strict=True):
         expect(OP, name, buffer, shape, ("float32",))
     expect_true(OP, lanes(channels, x.dtype, (x, y)) == count, f"x at {x.address:#x} and y at {y.address:#x} must start on 16 bytes.")
-    block_x, block_y, chunks, chunk = _plan(pixels, channels, x.dtype)
+    block_x, block_y, chunks = _plan(pixels, channels, x.dtype)
     shared = expect_shared(OP, 2 * block_y * channels * 4, "x")
     block, apply_chunk = (block_x, block_y, 1), block_y * _PIXELS
     sizes = (np.int32(pixels), np.int32(channels))
     fold = (*map(pointer, (x, partial, weight, bias, affine)), *sizes, np.int32(chunks), np.float32(eps))
     return (
-        Launch(statistics_kernel(x.dtype), (chunks, batch, 1), block, shared, (pointer(x), pointer(partial), *sizes, np.int32(chunk))),
+        Launch(statistics_kernel(x.dtype), (chunks, batch, 1), block, shared, (pointer(x), pointer(partial), *sizes)),
         Launch(fold_kernel(x.dtype), (batch, 1, 1), (32 * GROUPS, 1, 1), 0, fold),
         Launch(
             apply_kernel(x.dtype, silu),
@@ -123,12 +123,11 @@ def launches(
     )
 
 
-def _plan(pixels: int, channels: int, dtype: str) -> tuple[int, int, int, int]:
-    """Threads across the channels, pixels at a time, number of chunks, pixels of a chunk."""
+def _plan(pixels: int, channels: int, dtype: str) -> tuple[int, int, int]:
+    """Threads across the channels, pixels at a time, number of chunks that the statistics are taken in."""
     across = channels * ITEM_BYTES[dtype] // 16
     rows = max(1, _THREADS // across)
-    chunk = max(rows * _PIXELS, ceil_div(pixels, MAX_CHUNKS))
-    return across, rows, ceil_div(pixels, chunk), chunk
+    return across, rows, min(MAX_CHUNKS, ceil_div(pixels, rows * _PIXELS))
 
 
 def _shapes(inputs: Sequence[Shape], attributes: Attributes) -> tuple[Shape, ...]:

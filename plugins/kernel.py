@@ -21,6 +21,7 @@ C_TYPES = {
 
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "float8_e4m3": 1, "uint8": 1, "int64": 8, "uint64": 8}
 FLOATS = ("float32", "float16", "bfloat16")
+FP8 = "float8_e4m3"
 SHARED_LIMIT = 48 * 1024
 """Bytes of shared memory that every GPU gives a block without being asked for more."""
 
@@ -38,6 +39,11 @@ class Kernel:
     source: str
     expression: str
     minimum: int = 75
+
+
+def minimum_of(dtype: str) -> int:
+    """Least compute capability of kernels that write the type: conversions to FP8 came with SM89."""
+    return 89 if dtype == FP8 else 75
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 //
 //   y = ((x − mean) / sqrt(var + eps) (· weight + bias)) · (1 + scale) + shift
 //
-// Float throughout, rounded once; the variance is that of the centred values. One block per row of `width` elements,
+// Float throughout, rounded once, or quantised from the rounded value; the variance is that of the centred values. One block per row of `width` elements,
 // which is read three times, from the cache after the first. scale and shift are rows `stride` apart, so they may be
 // parts of one product's output. weight and bias may be null.
 #pragma once
@@ -11,9 +11,9 @@
 
 namespace hart {
 
-template <typename T, int N>
-__global__ void layer_norm_modulate(const T* x, const T* weight, const T* bias, const T* scale, const T* shift, T* y, int width,
-                                    int stride, float eps) {
+template <typename T, typename Out, int N>
+__global__ void layer_norm_modulate(const T* x, const T* weight, const T* bias, const T* scale, const T* shift, Out* y, int width,
+                                    int stride, float eps, float inverse) {
     __shared__ float scratch[32];
     const long long row = blockIdx.x, base = row * width, modulation = row * stride;
     float sum = 0.0f, squares = 0.0f;
@@ -39,9 +39,9 @@ __global__ void layer_norm_modulate(const T* x, const T* weight, const T* bias, 
 #pragma unroll
             for (int j = 0; j < N; ++j) value[j] = value[j] * to_float(w.v[j]) + to_float(b.v[j]);
         }
-        Pack<T, N> out;
+        Pack<Out, N> out;
 #pragma unroll
-        for (int j = 0; j < N; ++j) out.v[j] = from_float<T>(value[j] * (1.0f + to_float(gain.v[j])) + to_float(offset.v[j]));
+        for (int j = 0; j < N; ++j) out.v[j] = emit<T, Out>(value[j] * (1.0f + to_float(gain.v[j])) + to_float(offset.v[j]), inverse);
         store(y + base + i, out);
     }
 }

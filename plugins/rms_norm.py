@@ -16,7 +16,7 @@ import numpy as np
 from .ahead import AheadKernel, Entry, product
 from .check import MAX_GRID_X, expect, expect_rank, expect_true, lanes, pointer, threads_for
 from .graph_op import Attributes, Buffers, GraphOp, Shape, rows_of
-from .kernel import C_TYPES, FLOATS, ITEM_BYTES, Buffer, Kernel, Launch
+from .kernel import C_TYPES, FLOATS, ITEM_BYTES, Buffer, Kernel, Launch, minimum_of
 from .quantize import QUANTIZED, Array, inverse_of, quantize
 
 OP = "rms_norm"
@@ -52,7 +52,7 @@ def rms_norm(
 
 
 def kernel(dtype: str, out: str, n: int) -> Kernel:
-    return Kernel("rms_norm.cuh", f"hart::rms_norm<{C_TYPES[dtype]}, {C_TYPES[out]}, {n}>", 89 if out == "float8_e4m3" else 75)
+    return Kernel("rms_norm.cuh", f"hart::rms_norm<{C_TYPES[dtype]}, {C_TYPES[out]}, {n}>", minimum_of(out))
 
 
 KERNELS = tuple(kernel(d, out, n) for d in FLOATS for out in (d, *QUANTIZED) for n in (16 // ITEM_BYTES[d], 1))

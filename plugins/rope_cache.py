@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .check import MAX_GRID_X, expect, expect_rank, expect_shared, expect_true, lanes, pointer, threads_for
+from .check import MAX_GRID_X, block_of_heads, expect, expect_rank, expect_shared, expect_true, lanes, pointer
 from .kernel import C_TYPES, FLOATS, ITEM_BYTES, Buffer, Kernel, Launch
 from .quantize import Array
 
@@ -82,11 +82,11 @@ def _rotate(x: Array, a: Array, b: Array) -> Array:
     return np.concatenate([x1 * np.cos(a) - x2 * np.sin(a), x2 * np.cos(b) + x1 * np.sin(b)], axis=-1)
 
 
-def kernel(dtype: str, n: int) -> Kernel:
-    return Kernel("rope_cache.cuh", f"hart::rope_cache<{C_TYPES[dtype]}, {n}>")
+def kernel(dtype: str, n: int, normalise: bool) -> Kernel:
+    return Kernel("rope_cache.cuh", f"hart::rope_cache<{C_TYPES[dtype]}, {n}, {str(normalise).lower()}>")
 
 
-KERNELS = tuple(kernel(d, n) for d in FLOATS for n in (16 // ITEM_BYTES[d], 1))
+KERNELS = tuple(kernel(d, n, normalise) for d in FLOATS for n in (16 // ITEM_BYTES[d], 1) for normalise in (False, True))
 
 
 def launch(
@@ -126,6 +126,6 @@ def launch(
     buffers = (qkv, q_bias, v_bias, frequency, positions, gain, q, k_cache, v_cache)
     numbers = (tokens, heads, head_dim, side, grid, capacity, start)
     arguments = (*map(pointer, buffers), *map(np.int32, numbers))
-    threads = threads_for(width // 2 // n, 1, most=256)
-    shared = expect_shared(OP, 4 * (2 * head_dim + 2 * heads), "q")
-    return Launch(kernel(q.dtype, n), (rows * tokens, 1, 1), (threads, 1, 1), shared, arguments)
+    block = block_of_heads(head_dim // 2 // n, heads, most=256)
+    shared = expect_shared(OP, 4 * 2 * head_dim, "q")
+    return Launch(kernel(q.dtype, n, gain is not None), (rows * tokens, 1, 1), block, shared, arguments)

@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from .check import MAX_GRID_X, expect, expect_rank, expect_true, pointer
-from .kernel import C_TYPES, FLOATS, Buffer, Kernel, Launch
+from .check import MAX_GRID_X, block_of_heads, expect, expect_rank, expect_true, lanes, pointer
+from .kernel import C_TYPES, FLOATS, ITEM_BYTES, Buffer, Kernel, Launch
 from .quantize import Array
 
 OP = "rope_tables"
-_THREADS = 256
 
 
 def rope_tables(
@@ -51,11 +50,11 @@ def _rotate(x: Array, cos: Array, sin: Array) -> Array:
     return rotated
 
 
-def kernel(dtype: str) -> Kernel:
-    return Kernel("rope_tables.cuh", f"hart::rope_tables<{C_TYPES[dtype]}>")
+def kernel(dtype: str, n: int, normalise: bool) -> Kernel:
+    return Kernel("rope_tables.cuh", f"hart::rope_tables<{C_TYPES[dtype]}, {n}, {str(normalise).lower()}>")
 
 
-KERNELS = tuple(kernel(d) for d in FLOATS)
+KERNELS = tuple(kernel(d, n, normalise) for d in FLOATS for n in (16 // ITEM_BYTES[d], 1) for normalise in (False, True))
 
 
 def launch(
@@ -79,4 +78,6 @@ def launch(
     expect_true(OP, rows * tokens <= MAX_GRID_X, f"q is {q}, too large for one launch.")
     buffers = map(pointer, (qkv, cos, sin, gain, q, k_cache, v_cache))
     numbers = map(np.int32, (tokens, heads, kv_heads, head_dim, capacity, start, table_rows))
-    return Launch(kernel(q.dtype), (rows * tokens, 1, 1), (_THREADS, 1, 1), 0, (*buffers, *numbers))
+    n = lanes(head_dim // 2, q.dtype, (qkv, cos, sin, q, k_cache, v_cache))
+    block = block_of_heads(head_dim // 2 // n, heads + 2 * kv_heads, most=512)
+    return Launch(kernel(q.dtype, n, gain is not None), (rows * tokens, 1, 1), block, 0, (*buffers, *numbers))

@@ -14,7 +14,7 @@ import numpy as np
 from .ahead import AheadKernel, Entry, product
 from .check import MAX_GRID_X, MAX_GRID_YZ, ceil_div, expect, expect_rank, expect_true, lanes, pointer, threads_for
 from .graph_op import Attributes, Buffers, GraphOp, Shape, rows_of
-from .kernel import C_TYPES, FLOATS, ITEM_BYTES, Buffer, Kernel, Launch
+from .kernel import C_TYPES, FLOATS, ITEM_BYTES, Buffer, Kernel, Launch, minimum_of
 from .quantize import QUANTIZED, Array, inverse_of, quantize
 
 OP = "swiglu"
@@ -41,7 +41,7 @@ def swiglu(gate: Array, up: Array | None = None, scale: float | None = None, dty
 
 
 def kernel(dtype: str, out: str, n: int) -> Kernel:
-    return Kernel("swiglu.cuh", f"hart::swiglu<{C_TYPES[dtype]}, {C_TYPES[out]}, {n}>", 89 if out == "float8_e4m3" else 75)
+    return Kernel("swiglu.cuh", f"hart::swiglu<{C_TYPES[dtype]}, {C_TYPES[out]}, {n}>", minimum_of(out))
 
 
 KERNELS = tuple(kernel(d, out, n) for d in FLOATS for out in (d, *QUANTIZED) for n in (16 // ITEM_BYTES[d], 1))

@@ -2,10 +2,13 @@
 // written in runs. Block (32 columns, 32 rows, image) of 32 × 8 threads.
 #pragma once
 
+#include <cuda_fp8.h>
+
 namespace hart {
 
-__global__ void transpose(const float* x, float* y, int rows, int columns) {
-    __shared__ float tile[32][33];
+template <typename T>
+__global__ void transpose(const T* x, T* y, int rows, int columns) {
+    __shared__ T tile[32][33];
     const long long image = static_cast<long long>(blockIdx.z) * rows * columns;
     const int lane = threadIdx.x % 32, part = threadIdx.x / 32;
     for (int i = part; i < 32; i += 8) {

@@ -1,16 +1,19 @@
-"""`transpose`: the last two axes exchanged, x [B, M, N] float32 → y [B, N, M]: between channels first and channels last."""
+"""`transpose`: the last two axes exchanged, x [B, M, N] → y [B, N, M].
+
+float32: a latent between channels first and channels last. float8_e4m3: a weight, which FP8 products want as [out, in].
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
 from .check import MAX_GRID_YZ, ceil_div, expect, expect_rank, expect_true, pointer
-from .kernel import Buffer, Kernel, Launch
+from .kernel import C_TYPES, FP8, Buffer, Kernel, Launch
 from .quantize import Array
 
 OP = "transpose"
-KERNEL = Kernel("transpose.cuh", "hart::transpose")
-KERNELS = (KERNEL,)
+TYPES = ("float32", FP8)
+KERNELS = tuple(Kernel("transpose.cuh", f"hart::transpose<{C_TYPES[dtype]}>") for dtype in TYPES)
 _TILE, _THREADS = 32, 256
 
 
@@ -21,9 +24,9 @@ def transpose(x: Array) -> Array:
 
 def launch(x: Buffer, y: Buffer) -> Launch:
     """y must not overlap x."""
-    batch, rows, columns = expect_rank(OP, "x", x, "B M N", ("float32",))
-    expect(OP, "y", y, (batch, columns, rows), ("float32",))
+    batch, rows, columns = expect_rank(OP, "x", x, "B M N", TYPES)
+    expect(OP, "y", y, (batch, columns, rows), (x.dtype,))
     tiles = (ceil_div(columns, _TILE), ceil_div(rows, _TILE))
     expect_true(OP, max(tiles[1], batch) <= MAX_GRID_YZ, f"x is {x}, too large for one launch.")
     arguments = (*map(pointer, (x, y)), np.int32(rows), np.int32(columns))
-    return Launch(KERNEL, (*tiles, batch), (_THREADS, 1, 1), 0, arguments)
+    return Launch(KERNELS[TYPES.index(x.dtype)], (*tiles, batch), (_THREADS, 1, 1), 0, arguments)

@@ -12,7 +12,6 @@ from .drivers.libcuda import LIBRARY
 from .engine import Engine
 from .errors import InputError
 from .memory import Memory
-from .ort import OrtCpu
 from .scale_loop import ScaleLoop
 from .trt.packages import PACKAGES, package_for
 from .trt.sidecar import find_engines
@@ -73,6 +72,8 @@ def _tensorrt(name: str) -> Callable[[int, bool], Backend]:
 
 
 def _cpu(threads: int, low_vram: bool) -> Backend:
+    from .ort import OrtCpu  # ONNX Runtime, 0.15 s that a first picture by another backend does not need
+
     return OrtCpu(threads)
 
 

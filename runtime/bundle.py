@@ -7,7 +7,7 @@ folder.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -15,6 +15,7 @@ from typing import Any
 
 from .engine import Array
 from .errors import BundleError, InputError
+from .file_hashes import remembered_sha256
 from .files import sha256_of
 from .noise import NOISE_VERSION
 from .options import Options, parse_options
@@ -116,12 +117,13 @@ class Bundle:
     Args:
         root: the folder.
         check_files: compare every file's size and SHA-256 with the manifest; BundleError names what differs.
+        remember: take a large file's SHA-256 from an earlier time, unless something about the file has changed since.
     """
 
-    def __init__(self, root: Path | str, check_files: bool = True) -> None:
+    def __init__(self, root: Path | str, check_files: bool = True, remember: bool = False) -> None:
         self.root = Path(root)
         self.manifest = _read_manifest(self.root)
-        damaged = self.damage() if check_files else {}
+        damaged = self.damage(remember) if check_files else {}
         if damaged:
             raise BundleError(
                 f"bundle {self.root} is damaged: {'; '.join(damaged.values())}.", "Copy it again from its source or export it again."
@@ -150,10 +152,11 @@ class Bundle:
             )
         return self.file(self.manifest.engines[name])
 
-    def damage(self) -> dict[str, str]:
-        """Files that are missing or differ from the manifest, with the reason; empty when all is well."""
+    def damage(self, remember: bool = False) -> dict[str, str]:
+        """Files that are missing or differ from the manifest, with the reason; empty when all is well. remember: see above."""
+        hash_of = remembered_sha256 if remember else sha256_of
         with ThreadPoolExecutor() as pool:
-            reasons = pool.map(lambda name: _damage(self.root, name, self.manifest.files[name]), self.manifest.files)
+            reasons = pool.map(lambda name: _damage(self.root, name, self.manifest.files[name], hash_of), self.manifest.files)
         return {name: reason for name, reason in zip(self.manifest.files, reasons, strict=True) if reason}
 
     def constants(self, *names: str) -> dict[str, Array]:
@@ -212,7 +215,7 @@ def _check_name(name: str) -> None:
         )
 
 
-def _damage(root: Path, name: str, entry: FileEntry) -> str:
+def _damage(root: Path, name: str, entry: FileEntry, hash_of: Callable[[Path], str]) -> str:
     path = root / name
     try:
         if not path.resolve().is_relative_to(root.resolve()):
@@ -220,7 +223,7 @@ def _damage(root: Path, name: str, entry: FileEntry) -> str:
         size = path.stat().st_size
         if size != entry.bytes:
             return f"{name} has {size} bytes, the manifest says {entry.bytes}"
-        if sha256_of(path) != entry.sha256:
+        if hash_of(path) != entry.sha256:
             return f"{name} has another SHA-256 than the manifest says"
     except FileNotFoundError:
         return f"{name} is missing"

@@ -6,13 +6,14 @@ All work is on one stream, in whose order a block may be used again as soon as i
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 
 import numpy as np
 import numpy.typing as npt
 
 from .cuda import Device, DeviceBuffer, Stream
 from .engine import Array, DeviceTensor, Tensor
-from .errors import GpuMemoryError
+from .errors import GpuLostError, GpuMemoryError
 from .memory import Shape
 
 
@@ -20,7 +21,7 @@ class DeviceMemory:
     """Implements `Memory`. Its stream is the one that the engines work on; tensors must not be used after `close`."""
 
     def __init__(self, device: Device, stream: Stream) -> None:
-        self._device, self.stream = device, stream
+        self.device, self.stream = device, stream
         self._idle: dict[int, list[DeviceBuffer]] = {}
 
     def empty(self, shape: Shape, dtype: npt.DTypeLike) -> DeviceTensor:
@@ -43,9 +44,9 @@ class DeviceMemory:
         """Overwrite a tensor, or a part of one, with an array or another tensor of its shape and dtype."""
         if not isinstance(tensor, DeviceTensor) or (tensor.shape, tensor.dtype) != (source.shape, source.dtype):
             raise TypeError(f"{source.dtype} {list(source.shape)} does not fit {tensor}")
-        buffer, driver = _buffer(tensor), self._device.driver
+        buffer, driver = _buffer(tensor), self.device.driver
         if isinstance(source, DeviceTensor):
-            self._device.call("copying on the GPU", driver.copy, tensor.address, source.address, source.nbytes, self.stream.handle)
+            self.device.call("copying on the GPU", driver.copy, tensor.address, source.address, source.nbytes, self.stream.handle)
         else:
             buffer.upload(np.ascontiguousarray(source), self.stream, tensor.address - buffer.address)
 
@@ -62,12 +63,16 @@ class DeviceMemory:
         self.read(tensor, array)
         return array
 
+    def wait(self) -> None:
+        self.stream.synchronize()
+
     def trim(self) -> bool:
         """Free the idle blocks; says whether there were any."""
         blocks = [block for idle in self._idle.values() for block in idle]
         self._idle.clear()
         if blocks:
-            self.stream.synchronize()
+            with suppress(GpuLostError):  # nothing of a lost GPU is in use
+                self.stream.synchronize()
         for block in blocks:
             block.close()
         return bool(blocks)
@@ -77,11 +82,11 @@ class DeviceMemory:
         if idle:
             return idle.pop()
         try:
-            return self._device.buffer(size)
+            return self.device.buffer(size)
         except GpuMemoryError:
             if not self.trim():
                 raise
-            return self._device.buffer(size)
+            return self.device.buffer(size)
 
 
 class _Lease:

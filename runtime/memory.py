@@ -70,6 +70,9 @@ class Memory(Protocol):
     def download(self, tensor: Tensor) -> Array:
         """An array of the tensor's contents; the tensor itself if it is an array."""
 
+    def wait(self) -> None:
+        """Until all work begun on the tensors is done."""
+
 
 class HostMemory:
     """Tensors are arrays."""
@@ -88,6 +91,9 @@ class HostMemory:
 
     def download(self, tensor: Tensor) -> Array:
         return _array(tensor)
+
+    def wait(self) -> None:
+        return  # nothing of the host's is done later
 
 
 HOST = HostMemory()

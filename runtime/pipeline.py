@@ -117,7 +117,8 @@ class Pipeline:
             backend: "tensorrt-rtx", "tensorrt", "cuda", "ort-cuda", "cpu", or "auto" for the fastest that works, TensorRT only
                 where its engines were built for the bundle; HartWarning says why one was passed over.
             require_verified: refuse a bundle without a valid certificate (otherwise HartWarning says so).
-            check_files: compare every file's size and SHA-256 with the manifest first.
+            check_files: compare every file's size and SHA-256 with the manifest first; a large file is hashed again when
+                something about it has changed since the last time.
             threads: CPU threads per operator, 0 for one per core.
             low_vram: with "cuda", hold only the present phase's weights and buffers on the GPU, at the cost of reading them
                 again for every picture. A preview between two scales needs the decoder besides.
@@ -125,7 +126,7 @@ class Pipeline:
         Raises BundleError, EngineError, (no such bundle in this install) InputError or, for a backend that cannot work
         here, MissingPackageError or GpuError, with the remedy.
         """
-        bundle = Bundle(bundled_folder() if path is None else path, check_files=check_files)
+        bundle = Bundle(bundled_folder() if path is None else path, check_files, remember=True)
         _judge(read_certificate(bundle.root), f"bundle {bundle.root}", "", require_verified)
         pipe = cls.open(bundle, backend=backend, threads=threads, low_vram=low_vram)
         try:
@@ -187,7 +188,8 @@ class Pipeline:
             seed: of the first picture; picture j of several gets seed + j.
             seeds: one seed per prompt, in place of `seed`.
             options: settings; None for `defaults`.
-            times: filled with the seconds of every stage.
+            times: filled with the seconds of every stage; one that waits (`StageTimes(pipe.memory.wait)`) for what a stage takes
+                on a GPU, another for how long it keeps the caller.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not prompts:

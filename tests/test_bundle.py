@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from bundles import TINY_MODEL
 
+from hart_edge.runtime import file_hashes
 from hart_edge.runtime.bundle import Bundle, Manifest
 from hart_edge.runtime.errors import BundleError
 from hart_edge.runtime.options import Options
@@ -310,3 +311,18 @@ def test_broken_weights_are_a_bundle_error(bundle_folder: Path, content: bytes) 
     (bundle_folder / "weights.safetensors").write_bytes(content)
     with pytest.raises(BundleError, match=r"weights\.safetensors"):
         bundle.constants("constants.codebook")
+
+
+def test_a_remembered_hash_does_not_hide_damage(bundle_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The remembered hash belongs to the file as it was; a changed one is read again, and a full check always reads."""
+    monkeypatch.setattr(file_hashes, "LARGE", 1)
+    monkeypatch.setattr(file_hashes, "SETTLED", -1.0)
+    monkeypatch.setattr(file_hashes, "user_folder", lambda name: tmp_path / name)
+    for _ in range(2):
+        assert Bundle(bundle_folder, remember=True).damage(remember=True) == {}
+    assert list((tmp_path / "hashes").glob("*.bin"))
+    path = bundle_folder / "decoder.onnx"
+    path.write_bytes(path.read_bytes()[::-1])
+    for remember in (True, False):
+        with pytest.raises(BundleError, match=r"decoder\.onnx has another SHA-256"):
+            Bundle(bundle_folder, remember=remember)

@@ -19,9 +19,9 @@ HELD_OUT = frozenset(
     for j, shape in enumerate(SHAPES)
     if (count + 3 * i + 5 * j) % 10 == 0
 )
-CONTAINERS = ("ring", "circle", "square")  # shapes that a small one can lie inside or upon
+CONTAINERS = ("ring", "circle", "square")  # shapes that another one can lie inside or upon
 SIDEWAYS = ("left of", "right of", "above", "below")
-INSIDE_TRAINED, INSIDE_HELD_OUT = 0.2, 0.1  # shares of scenes with one object inside another: the hardest to learn
+INSIDE_TRAINED, INSIDE_HELD_OUT = 0.25, 0.1  # shares of scenes with one object inside another: the hardest to learn
 
 EDGE = 0.03  # least distance from a circle around an item to the picture's edge
 GAP = 0.04  # least distance between two such circles
@@ -84,7 +84,7 @@ def _sample_group(rng: np.random.Generator, count: int, size: str | None = None)
 
 
 def _sample_inside(rng: np.random.Generator) -> Spec:
-    """One small object on a large ring, circle or square of another colour."""
+    """One object in the hole of a ring, or upon a circle or square, of another colour."""
     inner, outer = _sample_group(rng, 1, "small"), _sample_group(rng, 1, "large")
     outer = Group(1, outer.colour, CONTAINERS[rng.integers(3)], "large")
     return _sample_inside(rng) if inner.colour == outer.colour else Spec((inner, outer), "inside")
@@ -145,12 +145,11 @@ def _place_one(
 
 
 def _place_inside(spec: Spec, rng: np.random.Generator) -> tuple[Item, ...]:
-    """A small item in the middle of a large one, with a gap to the edge of a ring's hole."""
+    """An item in the middle of one two and a half times as large, with a gap to the edge of a ring's hole."""
     inner, outer = spec.groups
-    radius, small = rng.uniform(0.32, 0.36), rng.uniform(0.098, 0.105)
-    x, y = rng.uniform(0.5 - 0.5 * JITTER, 0.5 + 0.5 * JITTER, size=2).tolist()
-    over_x, over_y = rng.uniform(-0.01, 0.01, size=2).tolist()
-    return _item(inner, x + over_x, y + over_y, small, rng), _item(outer, x, y, radius, rng)
+    radius, small = rng.uniform(0.37, 0.40), rng.uniform(0.14, 0.152)
+    x, y = rng.uniform(0.5 - JITTER / 3, 0.5 + JITTER / 3, size=2).tolist()
+    return _item(inner, x, y, small, rng), _item(outer, x, y, radius, rng)
 
 
 def _item(group: Group, x: float, y: float, radius: float, rng: np.random.Generator) -> Item:

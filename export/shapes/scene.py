@@ -25,7 +25,7 @@ SIZES = ("small", "large")
 RELATIONS = ("left of", "right of", "above", "below", "inside")
 BACKGROUNDS = ("plain", "gradient", "striped", "dotted", "mottled")
 MAX_ITEMS = 4
-SIZE_LIMIT = 0.115  # radius between small (at most 0.105) and large (at least 0.129)
+SIZE_LIMIT = 0.115  # radius between small (at most 0.105) and large (at least 0.129); inside another, small is less than half of it
 
 
 def _require(value: object, allowed: object, what: str) -> None:

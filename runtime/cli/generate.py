@@ -54,7 +54,7 @@ def generate(
     for path in paths:
         check_writable(path)
     with Pipeline.load(bundle, backend=backend, require_verified=require_verified, low_vram=low_vram) as pipe:
-        options, times = override(pipe.defaults, **given), StageTimes()
+        options, times = override(pipe.defaults, **given), StageTimes(pipe.memory.wait)
         images, taken = _run(pipe, jobs, options, times, preview_dir), pipe.backend
     for image, path in zip(images, paths, strict=True):
         save_png(image, path)

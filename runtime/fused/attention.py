@@ -81,7 +81,7 @@ def build_graph(cudnn: Cudnn, shape: AttentionShape) -> CudnnGraph:
         y.set_output(True).set_dim(queries).set_stride(packed).set_data_type(kind)
         return {"q": q, "k": k, "v": v, "y": y}
 
-    return cudnn.build(str(shape), shape.dtype, describe, choose=False)
+    return cudnn.build(str(shape), shape, shape.dtype, describe, choose=False)
 
 
 class Attentions:

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hart_edge.plugins import Buffer, Launch, rms_norm, swiglu
+from hart_edge.plugins import Buffer, Launch, rms_norm, rope_tables, swiglu, take_rows
 
-from ..engine import Array
-from ..spec import ModelSpec
+from ..spec import UNCONDITIONAL_K, UNCONDITIONAL_V, ModelSpec
 from .attention import Attentions, AttentionShape
 from .buffers import prefix, rows, view
 from .context import FusedContext
 from .facts import GraphFacts
+from .fp8 import Weight, fed, load_weight
 from .linear import Linear
 from .program import Program
 from .weights import Weights
@@ -29,12 +29,12 @@ class LayerWeights:
     """One layer. qkv_bias [3C] is q_bias, zeros, v_bias; gate_up [C, 2F] makes both in one product; gain [H] or None."""
 
     norm: Buffer
-    qkv: Buffer
+    qkv: Weight
     qkv_bias: Buffer
-    proj: Buffer
+    proj: Weight
     proj_bias: Buffer
-    gate_up: Buffer
-    down: Buffer
+    gate_up: Weight
+    down: Weight
     gain: Buffer | None
 
     @property
@@ -75,12 +75,12 @@ def _load_layer(weights: Weights, name: str) -> LayerWeights:
     gain = f"{name}.logit_scale"
     return LayerWeights(
         norm=weights[f"{name}.norm.weight"],
-        qkv=weights[f"{name}.qkv.weight"],
+        qkv=load_weight(weights, f"{name}.qkv.weight"),
         qkv_bias=weights[f"{name}.qkv.bias"],
-        proj=weights[f"{name}.proj.weight"],
+        proj=load_weight(weights, f"{name}.proj.weight"),
         proj_bias=weights[f"{name}.proj.bias"],
-        gate_up=weights.put_joined(f"fused.{name}.gate_up", f"{name}.gate.weight", f"{name}.up.weight"),
-        down=weights[f"{name}.down.weight"],
+        gate_up=load_weight(weights, f"{name}.gate.weight", f"{name}.up.weight"),
+        down=load_weight(weights, f"{name}.down.weight"),
         gain=weights.copy(gain, f"fused.{gain}", lambda value: value.reshape(-1)) if gain in weights else None,
     )
 
@@ -98,23 +98,48 @@ class Caches:
         k, v = (tuple(memory.buffer(f"cache.{name}.{i}", shape, dtype) for i in range(spec.depth)) for name in "kv")
         return cls(k, v)
 
-    def reset(self, context: FusedContext, spec: ModelSpec, constants: tuple[Array, Array]) -> None:
-        """Write the unconditional context's keys and values, [depth, H, D] each; they stay, so once is enough.
+    def reset(self, context: FusedContext, constants: Unconditional, scratch: Scratch, zeros: Buffer) -> None:
+        """Write the unconditional context's keys and values; they stay, so once is enough.
 
-        Row B + j of a cache is unconditional; only its first T positions are written, and no scale writes there.
+        Row B + j of a cache is unconditional; only its first T positions are written, and no scale writes there. A layer's packed
+        row is repeated for every position, and "rotated" into the caches by an angle of 0: two launches where copies would be one
+        per row and head.
+
+        Args:
+            zeros: [≥ B·T] int64.
         """
-        for caches, constant in zip((self.k, self.v), constants, strict=True):
-            for cache, heads in zip(caches, constant, strict=True):
-                batch = cache.shape[0] // 2
-                for row in range(batch, 2 * batch):
-                    self._fill(context, cache, row, heads, spec.context_tokens)
+        (_, tokens, head_dim), batch = constants.cos.shape, self.k[0].shape[0] // 2
+        count = batch * tokens
+        qkv = rows(scratch.qkv, 0, count)
+        q = view(rows(scratch.q, 0, count), batch, tokens, qkv.shape[1] // 3 // head_dim, head_dim)
+        for layer, (k, v) in enumerate(zip(self.k, self.v, strict=True)):
+            context.launch(take_rows.launch(rows(constants.packed, layer, layer + 1), prefix(zeros, count), qkv))
+            below = rows(k, batch, 2 * batch), rows(v, batch, 2 * batch)
+            context.launch(rope_tables.launch(qkv, constants.cos, constants.sin, q, *below, 0))
 
-    @staticmethod
-    def _fill(context: FusedContext, cache: Buffer, row: int, heads: Array, tokens: int) -> None:
-        for head, vector in enumerate(heads):
-            flat = view(cache, cache.shape[0] * cache.shape[1], *cache.shape[2:])
-            at = rows(flat, row * cache.shape[1] + head, row * cache.shape[1] + head + 1)
-            context.upload(prefix(at, tokens, cache.shape[3]), np.ascontiguousarray(np.broadcast_to(vector, (tokens, cache.shape[3]))))
+
+@dataclass(frozen=True)
+class Unconditional:
+    """Keys and values of the unconditional context, the same at all T positions.
+
+    Attributes:
+        packed: [depth, 3C], a row of zeros for q, k and v.
+        cos, sin: [1, T, D], of an angle of 0.
+    """
+
+    packed: Buffer
+    cos: Buffer
+    sin: Buffer
+
+    @classmethod
+    def load(cls, weights: Weights, spec: ModelSpec) -> Unconditional:
+        k, v = (weights.host(name).reshape(spec.depth, spec.width) for name in (UNCONDITIONAL_K, UNCONDITIONAL_V))
+        table = np.ones((1, spec.context_tokens, spec.head_dim), k.dtype)
+        return cls(
+            packed=weights.put("fused.unconditional", np.concatenate([np.zeros_like(k), k, v], axis=1)),
+            cos=weights.put("fused.unconditional.cos", table),
+            sin=weights.put("fused.unconditional.sin", np.zeros_like(table)),
+        )
 
 
 @dataclass(frozen=True)
@@ -171,20 +196,27 @@ class Layers:
 
     def _add_layer(self, program: Program, now: Pass, i: int, x: Buffer, scratch: Scratch, caches: Caches, rotate: Rotate) -> None:
         spec, layer, blas, n = self._spec, self._weights.layers[i], self._context.blas, now.count
-        normed, qkv = rows(scratch.normed, 0, n), rows(scratch.qkv, 0, n)
+        normed, qkv, spare = (rows(buffer, 0, n) for buffer in (scratch.normed, scratch.qkv, scratch.q))
         heads = (now.rows, now.tokens, spec.heads, spec.head_dim)
-        q, y = view(rows(scratch.q, 0, n), *heads), view(normed, *heads)
-        program.kernels(rms_norm.launch(x, layer.norm, normed, self._eps))
-        program.linear(Linear(blas, n, layer.qkv, layer.qkv_bias if self._biased else None), normed, qkv)
+        q, y = view(spare, *heads), view(normed, *heads)
+        given = self._add_norm(program, x, layer.norm, layer.qkv, normed)
+        program.linear(Linear(blas, n, layer.qkv, layer.qkv_bias if self._biased else None), given, qkv)
         program.kernels(rotate(i, qkv, q, caches.k[i], caches.v[i]))
         attention = self._attentions.get(self._shape(now, caches.k[i]))
         program.call([lambda: attention.run(q, caches.k[i], caches.v[i], y)])
-        program.linear(Linear(blas, n, layer.proj, layer.proj_bias), normed, x, residual=x)
-        gate_up, inner = rows(scratch.gate_up, 0, n), rows(scratch.inner, 0, n)
-        program.kernels(rms_norm.launch(x, layer.norm, normed, self._eps))
-        program.linear(Linear(blas, n, layer.gate_up), normed, gate_up)
-        program.kernels(swiglu.launch(gate_up, inner))
+        given = program.quantized(layer.proj, normed, spare)
+        program.linear(Linear(blas, n, layer.proj, layer.proj_bias), given, x, residual=x)
+        gate_up, (inner, step) = rows(scratch.gate_up, 0, n), fed(layer.down, rows(scratch.inner, 0, n))
+        given = self._add_norm(program, x, layer.norm, layer.gate_up, normed)
+        program.linear(Linear(blas, n, layer.gate_up), given, gate_up)
+        program.kernels(swiglu.launch(gate_up, inner, scale=step))
         program.linear(Linear(blas, n, layer.down), inner, x, residual=x)
+
+    def _add_norm(self, program: Program, x: Buffer, norm: Buffer, product: Weight, normed: Buffer) -> Buffer:
+        """x normalised as the product takes it."""
+        given, step = fed(product, normed)
+        program.kernels(rms_norm.launch(x, norm, given, self._eps, scale=step))
+        return given
 
     def _shape(self, now: Pass, cache: Buffer) -> AttentionShape:
         spec = self._spec

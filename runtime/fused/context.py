@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from types import TracebackType
 
 import numpy as np
@@ -13,16 +14,21 @@ from hart_edge.plugins import KERNELS, Buffer, Launch, sources
 from ..cuda import Device
 from ..drivers import AUTO
 from ..engine import Array
-from ..errors import InputError
+from ..errors import GpuLostError, InputError
 from ..kernel_cache import KernelCache
 from ..kernels import KernelLibrary
+from . import blas, cudnn
 from .blas import Blas
 from .buffers import nbytes
 from .cudnn import Cudnn
+from .plans import Plans
 
 
 class FusedContext:
     """One GPU, opened for the fused engine. A context manager; closing it frees everything on the device.
+
+    Args:
+        cache: of compiled kernels; measured plans of the libraries are kept in the folder `plans` in it.
 
     Attributes:
         device, stream: where everything runs, in order.
@@ -32,12 +38,17 @@ class FusedContext:
 
     def __init__(self, index: int = 0, host: str = AUTO, cache: KernelCache | None = None) -> None:
         with ExitStack() as stack:
-            self.device = stack.enter_context(Device(index, host))
+            with ThreadPoolExecutor(1, "imports") as pool:
+                libraries = pool.submit(_import_libraries)  # takes as long as the driver to make a context, at the same time
+                self.device = stack.enter_context(Device(index, host))
             self.stream = self.device.stream()
+            cache = cache or KernelCache()
             self.library = KernelLibrary(self.device, sources(), KERNELS, cache)
-            self.blas = Blas(self.device)
+            libraries.result()
+            plans = Plans(self.device, self.stream, cache.folder / "plans")
+            self.blas = Blas(self.device, plans)
             stack.callback(self.blas.close)
-            self.cudnn = Cudnn(self.device, self.stream)
+            self.cudnn = Cudnn(self.device, self.stream, plans)
             stack.callback(self.cudnn.close)
             self._stack = stack.pop_all()
 
@@ -72,6 +83,11 @@ class FusedContext:
         fill = self.device.driver.fill
         self.device.call("filling a buffer", fill, buffer.address, 0, nbytes(buffer), self.stream.handle)
 
+    def wait_to_free(self) -> None:
+        """Until nothing on the stream uses memory that is about to be freed; a lost GPU uses none."""
+        with suppress(GpuLostError):
+            self.stream.synchronize()
+
     def close(self) -> None:
         """Idempotent."""
         self._stack.close()
@@ -81,6 +97,12 @@ class FusedContext:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def _import_libraries() -> None:
+    """Raises MissingPackageError."""
+    blas.bindings()
+    cudnn.bindings()
 
 
 def _check_fits(buffer: Buffer, array: Array) -> None:

@@ -1,6 +1,10 @@
-"""Convolutions of the decoder: cuDNN, channels last, stride 1, "same" padding, planned once per shape.
+"""Convolutions of the decoder: cuDNN, channels last, stride 1, padded by k // 2, planned once per shape.
 
-    y = conv(x, weight) + bias (+ residual)      x [B, H, W, I], weight [O, k, k, I], bias [O], y and residual [B, H, W, O]
+    y = conv(x, weight) + bias (+ residual)      x [B, H, W, I], weight [O, k, k, I], bias [O], y and residual [B, H', W', O]
+
+An odd k keeps the size, an even one adds a row and a column. "Enlarge by two, then convolve with 3 × 3" is a convolution with
+the 2 × 2 of `phase_kernels`, whose four groups of outputs `plugins/join_phases` puts in their places: 4 products per output
+for 9, and the enlarged input is never written.
 
 Sums are float32; float32 convolutions are true float32, never TF32. Where cuDNN has no engine that takes bias and residual
 along (it depends on shape, type and card), it convolves only, and our `add_bias` follows.
@@ -26,7 +30,7 @@ from .cudnn import CudnnGraph
 
 @dataclass(frozen=True)
 class ConvShape:
-    """What a convolution is planned for: sizes, side k of its kernel (odd), type, and whether a residual is added."""
+    """What a convolution is planned for: sizes, side k of its kernel, type, and whether a residual is added."""
 
     batch: int
     height: int
@@ -44,8 +48,9 @@ class ConvShape:
 
     @property
     def y(self) -> tuple[int, int, int, int]:
-        """[B, H, W, O]."""
-        return self.batch, self.height, self.width, self.outer
+        """[B, H', W', O]."""
+        more = 1 - self.side % 2
+        return self.batch, self.height + more, self.width + more, self.outer
 
     @property
     def weight(self) -> tuple[int, int, int, int]:
@@ -101,14 +106,15 @@ class Convolution:
 
     def _behind(self, bias: Buffer, y: Buffer, residual: Buffer | None) -> Launch:
         """Bias and residual as a kernel of their own, in place."""
-        rows, outer = self.shape.batch * self.shape.height * self.shape.width, self.shape.outer
+        batch, height, width, outer = self.shape.y
+        rows = batch * height * width
         flat = view(y, rows, outer)
         return add_bias.launch(flat, bias, flat, None if residual is None else view(residual, rows, outer))
 
     def _build(self, fused: bool) -> CudnnGraph:
         cudnn = self._context.cudnn
-        what = f"a convolution of {self.shape}{'' if fused else ' alone'}"
-        return cudnn.build(what, self.shape.dtype, describe(self.shape, cudnn.types(self.shape.dtype), fused))
+        what = f"a convolution{'' if fused else ' alone'} of {self.shape}"
+        return cudnn.build(what, self.shape, self.shape.dtype, describe(self.shape, cudnn.types(self.shape.dtype), fused))
 
     def _check(self, x: Buffer, weight: Buffer, bias: Buffer, y: Buffer, residual: Buffer | None) -> None:
         shape = self.shape
@@ -149,8 +155,39 @@ def geometry(shape: tuple[int, int, int, int]) -> tuple[list[int], list[int]]:
 
 
 def channels_last(weight: Array) -> Array:
-    """[O, I, k, k], as the bundle stores it → [O, k, k, I]."""
-    return np.ascontiguousarray(weight.transpose(0, 2, 3, 1))
+    """[O, I, k, k], as the bundle stores it → [O, k, k, I], a view."""
+    return weight.transpose(0, 2, 3, 1)
+
+
+def phase_kernels(weight: Array) -> Array:
+    """Kernels of the phases of a doubled image, [O, I, 3, 3] → [4·O, 2, 2, I]; phase 2p + q makes rows 2r + p, columns 2c + q.
+
+    Of the three rows of an enlarged image that row 2r + p sees, two are the same row of the small one: p = 0 sees r − 1 once
+    and r twice, p = 1 sees r twice and r + 1 once; columns likewise. Their weights are added in float32 and rounded once.
+    """
+    taps = channels_last(weight).astype(np.float32)  # [O, 3, 3, I]
+    kernels = np.empty(phase_shape(weight), weight.dtype).reshape(2, 2, -1, 2, 2, taps.shape[3])
+    for p, rows in enumerate(_SEEN):
+        for a, row in enumerate(rows):
+            summed = taps[:, row].sum(axis=1)  # [O, 3, I]
+            for q, columns in enumerate(_SEEN):
+                for b, column in enumerate(columns):
+                    kernels[p, q, :, a, b] = summed[:, column].sum(axis=1)
+    return kernels.reshape(phase_shape(weight))
+
+
+_SEEN = ((slice(0, 1), slice(1, 3)), (slice(0, 2), slice(2, 3)))
+"""Taps of a 3 × 3 kernel that fall on the first and on the second cell that phases 0 and 1 see, along one axis."""
+
+
+def phase_shape(weight: Array) -> tuple[int, ...]:
+    """Of what `phase_kernels` makes."""
+    return 4 * weight.shape[0], 2, 2, weight.shape[1]
+
+
+def phase_bias(bias: Array) -> Array:
+    """[O] → [4·O]."""
+    return np.tile(bias, 4)
 
 
 def _tensor(graph: Any, name: str, shape: tuple[int, int, int, int]) -> Any:

@@ -6,14 +6,14 @@ import math
 from dataclasses import dataclass
 from functools import partial
 
-from hart_edge.plugins import cast, group_norm_silu, softmax_rows, to_uint8, upsample
+from hart_edge.plugins import cast, group_norm_silu, join_phases, softmax_rows, to_uint8
 from hart_edge.plugins.kernel import ITEM_BYTES, Buffer
 
 from .blas import Shape
 from .buffers import prefix, view
 from .context import FusedContext
-from .conv import Convolutions, ConvShape, channels_last
-from .decoder_layers import PREFIX, Attend, Conv, DecoderLayers, Layer, Norm, Spot, decoder_layers
+from .conv import Convolutions, ConvShape, channels_last, phase_bias, phase_kernels, phase_shape
+from .decoder_layers import PREFIX, Attend, Conv, DecoderLayers, Enlarge, Layer, Norm, Spot, decoder_layers
 from .program import Program
 from .weights import Weights
 from .workspace import Memory
@@ -94,15 +94,18 @@ class FusedDecoder:
         elif isinstance(layer, Attend):
             self._add_attend(program, layer)
         else:
-            program.kernels(upsample.launch(self._at(layer.x), self._at(layer.y)))
+            self._convolve(program, _phases(self._weights, layer), self._at(layer.x), self._at(layer.z))
+            program.kernels(join_phases.launch(self._at(layer.z), self._at(layer.y)))
 
     def _add_conv(self, program: Program, layer: Conv) -> None:
-        name, x, y = layer.name, self._at(layer.x), self._at(layer.y)
-        weight = _kernel(self._weights, layer)
-        batch, height, width, inner = x.shape
-        shape = ConvShape(batch, height, width, inner, y.shape[3], weight.shape[1], self._dtype, layer.add is not None)
         added = None if layer.add is None else self._at(layer.add)
-        program.call([partial(self._convolutions.plan(shape).run, x, weight, self._weights[f"{name}.bias"], y, added)])
+        self._convolve(program, _pair(self._weights, layer), self._at(layer.x), self._at(layer.y), added)
+
+    def _convolve(self, program: Program, pair: tuple[Buffer, Buffer], x: Buffer, y: Buffer, added: Buffer | None = None) -> None:
+        weight, bias = pair
+        batch, height, width, inner = x.shape
+        shape = ConvShape(batch, height, width, inner, weight.shape[0], weight.shape[1], self._dtype, added is not None)
+        program.call([partial(self._convolutions.plan(shape).run, x, weight, bias, y, added)])
 
     def _add_norm(self, program: Program, layer: Norm) -> None:
         x, y = self._at(layer.x), self._at(layer.y)
@@ -138,12 +141,23 @@ def load_decoder(weights: Weights, grid: int) -> Weights:
     """Put all that the decoder needs on the device, convolutions channels last; returns the same weights."""
     for layer in layers_of(weights, grid).layers:
         if isinstance(layer, Conv):
-            _ = _kernel(weights, layer), weights[f"{layer.name}.bias"]
+            _pair(weights, layer)
+        elif isinstance(layer, Enlarge):
+            _phases(weights, layer)
         elif isinstance(layer, Norm):
             _ = weights[f"{layer.name}.weight"], weights[f"{layer.name}.bias"]
     return weights
 
 
-def _kernel(weights: Weights, layer: Conv) -> Buffer:
-    """[O, k, k, I]."""
-    return weights.copy(f"{layer.name}.weight", f"{layer.name}.weight channels last", channels_last)
+def _pair(weights: Weights, layer: Conv) -> tuple[Buffer, Buffer]:
+    """Weight [O, k, k, I] and bias [O]."""
+    return weights.copy(f"{layer.name}.weight", f"{layer.name}.weight channels last", channels_last), weights[f"{layer.name}.bias"]
+
+
+def _phases(weights: Weights, layer: Enlarge) -> tuple[Buffer, Buffer]:
+    """Weight [4·O, 2, 2, I] and bias [4·O] of the phases."""
+    name, bias = f"{layer.name}.weight of phases", weights.copy(f"{layer.name}.bias", f"{layer.name}.bias of phases", phase_bias)
+    if name in weights.placed:
+        return weights[name], bias
+    stored = weights.host(f"{layer.name}.weight")
+    return weights.put_made(name, phase_shape(stored), stored.dtype, partial(phase_kernels, stored)), bias

@@ -65,14 +65,16 @@ class Attend:
 
 
 @dataclass(frozen=True)
-class Upsample:
-    """y = x, twice as high and wide."""
+class Enlarge:
+    """y = conv(x, enlarged by two with its nearest cells) + bias, [2H, 2W, O]; z: its four phases, [H + 1, W + 1, 4·O]."""
 
+    name: str
     x: Spot
+    z: Spot
     y: Spot
 
 
-Layer = Conv | Norm | Attend | Upsample
+Layer = Conv | Norm | Attend | Enlarge
 
 
 @dataclass(frozen=True)
@@ -132,10 +134,7 @@ class _Builder:
                 x = self._attention(f"{name}attn.{i}", x)
         if f"{name}upsample.conv.weight" not in self._shapes:
             return x
-        large = self._take(2 * x.height, 2 * x.width, x.channels)
-        self._layers.append(Upsample(x, large))
-        self._release(x)
-        return self._conv(f"{name}upsample.conv", large)
+        return self._enlarge(f"{name}upsample.conv", x)
 
     def _res_block(self, name: str, x: Spot) -> Spot:
         h = self._conv(f"{name}.conv1", self._norm(f"{name}.norm1", x, keep=True))
@@ -162,6 +161,15 @@ class _Builder:
         y = self._take(x.height, x.width, self._weight(name)[0])
         self._layers.append(Conv(name, x, y, add))
         self._release(x, *([] if add is None else [add]))
+        return y
+
+    def _enlarge(self, name: str, x: Spot) -> Spot:
+        outer = self._weight(name)[0]
+        z = self._take(x.height + 1, x.width + 1, 4 * outer)
+        self._release(x)
+        y = self._take(2 * x.height, 2 * x.width, outer)
+        self._layers.append(Enlarge(name, x, z, y))
+        self._release(z)
         return y
 
     def _take(self, height: int, width: int, channels: int) -> Spot:

@@ -17,6 +17,7 @@ from ..spec import ModelSpec
 from .buffers import entry, prefix, rows, view
 from .context import FusedContext
 from .diffusion_weights import Affine, DiffusionLayer, DiffusionWeights
+from .fp8 import fed
 from .linear import Linear
 from .program import Program
 from .workspace import Memory
@@ -85,11 +86,12 @@ class FusedDiffusion:
     def add_condition(self, program: Program, hidden: Buffer, index: Buffer) -> None:
         """hidden [R, C], the last block's output, and index [B·L] int64, the tokens → `condition`."""
         b, weights = self._buffers, self._weights
+        normed, step = fed(weights.condition[0], b.normed)
         program.kernels(
             take_rows.launch(weights.words, index, b.words),
-            rms_norm.launch(hidden, weights.norm, b.normed, self._eps, residual=(b.words, b.words)),
+            rms_norm.launch(hidden, weights.norm, normed, self._eps, residual=(b.words, b.words), scale=step),
         )
-        self._linear(program, weights.condition, b.normed, b.condition)
+        self._linear(program, weights.condition, normed, b.condition)
 
     def add_sampling(self, program: Program, guidance: float, source: Buffer) -> None:
         """`condition` → `state`: all steps, then the published gain. Uploads the timesteps, so it belongs to loading.
@@ -125,14 +127,16 @@ class FusedDiffusion:
     def add_network(self, program: Program, time: Buffer) -> None:
         """The MLP at one embedded timestep [W]: input and `condition` → raw (eps, v)."""
         b, weights = self._buffers, self._weights
-        program.kernels(add_silu.launch(b.condition, b.active, time))
+        active, step = fed(weights.final_modulation[0], b.active)
+        program.kernels(add_silu.launch(b.condition, active, time, step))
         self._linear(program, weights.input, b.input, b.h)
         for layer in weights.layers:
-            self._add_layer(program, layer)
+            self._add_layer(program, layer, active)
         pair = prefix(b.modulation, b.modulation.shape[0], 2 * weights.width)
-        self._linear(program, weights.final_modulation, b.active, pair)
-        program.kernels(layer_norm_modulate.launch(b.h, pair, b.a, SHIFT, SCALE, LAYER_EPS))
-        self._linear(program, weights.final, b.a, b.raw)
+        self._linear(program, weights.final_modulation, active, pair)
+        normed, step = fed(weights.final[0], b.a)
+        program.kernels(layer_norm_modulate.launch(b.h, pair, normed, SHIFT, SCALE, LAYER_EPS, step=step))
+        self._linear(program, weights.final, normed, b.raw)
 
     def add_update(
         self,
@@ -153,15 +157,17 @@ class FusedDiffusion:
         b = self._buffers
         program.kernels(diffusion_update.launch(b.state, b.raw, source, b.state, coefficients, step, factor, b.input, prediction))
 
-    def _add_layer(self, program: Program, layer: DiffusionLayer) -> None:
+    def _add_layer(self, program: Program, layer: DiffusionLayer, active: Buffer) -> None:
         """h += gate · second(silu(first(norm(h) · (1 + scale) + shift)))."""
         b = self._buffers
-        self._linear(program, layer.modulation, b.active, b.modulation)
-        program.kernels(layer_norm_modulate.launch(b.h, b.modulation, b.a, SHIFT, SCALE, LAYER_EPS, layer.norm))
-        self._linear(program, layer.first, b.a, b.b)
-        program.kernels(add_silu.launch(b.b, b.b))
-        self._linear(program, layer.second, b.b, b.a)
-        program.kernels(gate_residual.launch(b.h, b.modulation, GATE, b.a, b.h))
+        self._linear(program, layer.modulation, active, b.modulation)
+        normed, step = fed(layer.first[0], b.a)
+        program.kernels(layer_norm_modulate.launch(b.h, b.modulation, normed, SHIFT, SCALE, LAYER_EPS, layer.norm, step))
+        self._linear(program, layer.first, normed, b.b)
+        inner, step = fed(layer.second[0], b.a)
+        program.kernels(add_silu.launch(b.b, inner, scale=step))
+        self._linear(program, layer.second, inner, b.b)
+        program.kernels(gate_residual.launch(b.h, b.modulation, GATE, b.b, b.h))
 
     def _linear(self, program: Program, affine: Affine, x: Buffer, y: Buffer) -> None:
         program.linear(Linear(self._context.blas, x.shape[0], *affine), x, y)

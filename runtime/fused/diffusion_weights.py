@@ -11,18 +11,19 @@ import numpy as np
 from hart_edge.plugins.kernel import Buffer
 
 from ..engine import Array
+from .fp8 import Weight, load_weight
 from .weights import Weights
 
 CONDITION, STEP = "residual_condition.", "residual_step."
-Affine = tuple[Buffer, Buffer]
-"""Weight and bias."""
+Affine = tuple[Weight, Buffer]
+"""Weight and bias of a product."""
 
 
 @dataclass(frozen=True)
 class DiffusionLayer:
     """One block of the MLP: (weight, bias) of its norm [W], of its modulation [W, 3W] and of its two products [W, W]."""
 
-    norm: Affine
+    norm: tuple[Buffer, Buffer]
     modulation: Affine
     first: Affine
     second: Affine
@@ -53,13 +54,14 @@ class DiffusionWeights:
         count = 0
         while f"{STEP}layers.{count}.first.weight" in weights:
             count += 1
+        modulations = [f"{STEP}layers.{i}.modulation.weight" for i in range(count)] + [f"{STEP}final_modulation.weight"]
         return cls(
-            words=weights.put("fused.diffusion.words", _words(weights)),
+            words=_words(weights),
             norm=weights[f"{CONDITION}norm.weight"],
             condition=_affine(weights, f"{CONDITION}condition."),
-            input=_affine(weights, f"{STEP}input."),
-            layers=tuple(_layer(weights, f"{STEP}layers.{i}.") for i in range(count)),
-            final_modulation=_affine(weights, f"{STEP}final_modulation."),
+            input=(weights[f"{STEP}input.weight"], weights[f"{STEP}input.bias"]),
+            layers=tuple(_layer(weights, f"{STEP}layers.{i}.", modulations) for i in range(count)),
+            final_modulation=_affine(weights, f"{STEP}final_modulation.", modulations),
             final=_affine(weights, f"{STEP}final."),
             time=TimeEmbedding.load(weights),
         )
@@ -99,10 +101,14 @@ class TimeEmbedding:
         return _product(hidden / (1 + np.exp(-hidden)), self.second).astype(dtype)
 
 
-def _words(weights: Weights) -> Array:
+def _words(weights: Weights) -> Buffer:
+    """The embedding of every code, [V, C]."""
     codebook = weights.host(f"{CONDITION}codebook")
     embed = weights.host(f"{CONDITION}embed.weight"), weights.host(f"{CONDITION}embed.bias")
-    return _product(codebook.astype(np.float32), embed).astype(codebook.dtype)
+    shape = codebook.shape[0], embed[0].shape[1]
+    return weights.put_made(
+        "fused.diffusion.words", shape, codebook.dtype, lambda: _product(codebook.astype(np.float32), embed).astype(codebook.dtype)
+    )
 
 
 def _product(x: Array, affine: tuple[Array, Array]) -> Array:
@@ -111,10 +117,14 @@ def _product(x: Array, affine: tuple[Array, Array]) -> Array:
     return result
 
 
-def _layer(weights: Weights, name: str) -> DiffusionLayer:
-    parts = {part: _affine(weights, f"{name}{part}.") for part in ("modulation", "first", "second")}
-    return DiffusionLayer(norm=_affine(weights, f"{name}norm_"), **parts)
+def _layer(weights: Weights, name: str, modulations: Sequence[str]) -> DiffusionLayer:
+    return DiffusionLayer(
+        norm=(weights[f"{name}norm_weight"], weights[f"{name}norm_bias"]),
+        modulation=_affine(weights, f"{name}modulation.", modulations),
+        first=_affine(weights, f"{name}first."),
+        second=_affine(weights, f"{name}second."),
+    )
 
 
-def _affine(weights: Weights, name: str) -> Affine:
-    return weights[f"{name}weight"], weights[f"{name}bias"]
+def _affine(weights: Weights, name: str, beside: Sequence[str] = ()) -> Affine:
+    return load_weight(weights, f"{name}weight", beside=beside), weights[f"{name}bias"]

@@ -36,6 +36,7 @@ class FusedLoop(ScaleLoop):
         super().__init__(loop.spec, loop.transformer, loop.transition, loop.diffusion, {CODEBOOK: loop.codebook}, memory)
         self._model, self._memory = model, memory
         self._session: Session | None = None
+        self._ends = model.context.device.event(), model.context.device.event()
         self._runs = 0
 
     def run(self, conditioning: Conditioning, options: Options, noise: Noise, times: StageTimes) -> Iterator[ScaleResult]:
@@ -63,11 +64,18 @@ class FusedLoop(ScaleLoop):
                 else:
                     session.advance(scale)
             result = self._result(session, scale)
+            self._keep_pace(scale)
             if scale == last:
                 self._end(this)  # the caller decodes before it comes back
             yield result
             if this != self._runs:
                 raise EngineError("another generation was begun before this one ended.", "Finish or close one generation first.")
+
+    def _keep_pace(self, scale: int) -> None:
+        """Wait for the scale before this one: the GPU never idles, what is shown is nearly there, and a cancelled run ends soon."""
+        self._ends[scale % 2].record(self._model.context.stream)
+        if scale:
+            self._ends[1 - scale % 2].synchronize()
 
     def _end(self, this: int) -> None:
         """Free what a low-VRAM run took, unless a later run has it."""
@@ -100,7 +108,7 @@ class FusedLoop(ScaleLoop):
 
     def _drop_session(self) -> None:
         if self._session is not None:
-            self._model.context.stream.synchronize()
+            self._model.context.wait_to_free()
             self._session.close()
             self._session = None
 

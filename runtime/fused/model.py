@@ -8,10 +8,10 @@ from functools import partial
 from hart_edge.plugins import Buffer, next_scale, rope_cache
 
 from ..bundle import Bundle
-from ..engine import Array
-from ..spec import CODEBOOK, UNCONDITIONAL_K, UNCONDITIONAL_V, ModelSpec
+from ..errors import EngineError
+from ..spec import CODEBOOK, ModelSpec
 from .attention import Attentions
-from .blocks import TransformerWeights
+from .blocks import TransformerWeights, Unconditional
 from .buffers import entry
 from .conditioning import ContextWeights
 from .context import FusedContext
@@ -19,8 +19,10 @@ from .conv import Convolutions
 from .decoder import load_decoder
 from .diffusion_weights import DiffusionWeights
 from .facts import GraphFacts
+from .fp8 import check_capability
 from .parts import Part, PartPlan
 from .text import TextWeights
+from .upload import Uploader
 from .weights import Weights
 
 
@@ -53,7 +55,6 @@ class GeneratorWeights:
 
     Attributes:
         frequencies: rotary frequencies of the context tokens and of image tokens.
-        unconditional: keys and values of the unconditional context, [depth, H, D] each, on the host.
     """
 
     transformer: TransformerWeights
@@ -62,7 +63,7 @@ class GeneratorWeights:
     diffusion: DiffusionWeights
     codebook: Buffer
     frequencies: tuple[Buffer, Buffer]
-    unconditional: tuple[Array, Array]
+    unconditional: Unconditional
 
     @classmethod
     def load(cls, weights: Weights, spec: ModelSpec) -> GeneratorWeights:
@@ -74,7 +75,7 @@ class GeneratorWeights:
             diffusion=DiffusionWeights.load(weights),
             codebook=weights[CODEBOOK],
             frequencies=(weights.put("fused.frequencies.text", text), weights.put("fused.frequencies.image", image)),
-            unconditional=(weights.host(UNCONDITIONAL_K), weights.host(UNCONDITIONAL_V)),
+            unconditional=Unconditional.load(weights, spec),
         )
 
 
@@ -83,7 +84,8 @@ class ModelPlan:
 
     Attributes:
         text: None for a bundle without a text encoder.
-        dtype: of the networks' weights and activations.
+        dtype: of the networks' weights and activations, but for what is FP8.
+        fp8: names of the weights in FP8.
     """
 
     def __init__(self, bundle: Bundle) -> None:
@@ -94,6 +96,9 @@ class ModelPlan:
         self.generator = PartPlan("transformer and the diffusion", bundle, partial(GeneratorWeights.load, spec=self.spec))
         self.decoder = PartPlan("decoder", bundle, partial(load_decoder, grid=self.spec.grid))
         self.dtype = self.generator.sizes.transformer.head.dtype
+        self.fp8 = self.generator.fp8 | (self.text.fp8 if self.text else set())
+        if self.fp8 and self.dtype != "float16":
+            raise EngineError(f"{bundle.root} has FP8 weights beside {self.dtype} ones; expected float16.", "Quantise an fp16 bundle.")
 
 
 class FusedModel:
@@ -106,13 +111,15 @@ class FusedModel:
         text, generator, decoder: the parts on the device.
         dtype: of the networks' weights and activations.
 
-    Raises GpuMemoryError when the weights do not fit.
+    Raises GpuMemoryError when the weights do not fit, EngineError for FP8 on a device without it.
     """
 
     def __init__(self, context: FusedContext, bundle: Bundle, low_vram: bool = False) -> None:
         self.context, self.bundle, self.low_vram = context, bundle, low_vram
         self.plan, self.facts = ModelPlan(bundle), GraphFacts.of(bundle)
         self.spec, self.dtype = self.plan.spec, self.plan.dtype
+        if self.plan.fp8:
+            check_capability(context.device)
         self.text = None if self.plan.text is None else Part(self.plan.text, context)
         self.generator, self.decoder = Part(self.plan.generator, context), Part(self.plan.decoder, context)
         self.attentions, self.convolutions = Attentions(context), Convolutions(context)
@@ -120,13 +127,16 @@ class FusedModel:
             self._load()
 
     def _load(self) -> None:
+        parts = [part for part in (self.text, self.generator, self.decoder) if part is not None]
         try:
-            for part in (self.text, self.generator, self.decoder):
-                if part is not None:
-                    part.get()
+            with Uploader(self.context.device) as uploader:
+                for part in parts:
+                    part.begin(uploader)
         except BaseException:
             self.close()
             raise
+        for part in parts:
+            part.settle()
 
     def close(self) -> None:
         """Free the weights. Idempotent."""

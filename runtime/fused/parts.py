@@ -7,6 +7,7 @@ from typing import Generic, TypeVar
 
 from ..bundle import Bundle
 from .context import FusedContext
+from .upload import Uploader
 from .weights import DeviceWeights, Weights, WeightsPlan
 
 T = TypeVar("T")
@@ -21,14 +22,14 @@ class PartPlan(Generic[T]):
     Attributes:
         sizes: the part with offsets for addresses: for the shapes of its buffers.
         bytes: of device memory, one allocation.
-        used: names of the stored tensors that it takes.
+        used: names of the stored tensors that it takes; fp8: of those among them that are FP8.
     """
 
     def __init__(self, name: str, bundle: Bundle, load: Callable[[Weights], T]) -> None:
         self.name, self.bundle, self.load = name, bundle, load
         plan = WeightsPlan(bundle)
         self.sizes = load(plan)
-        self.bytes, self.used = plan.bytes, plan.used
+        self.bytes, self.used, self.fp8 = plan.bytes, plan.used, plan.fp8
 
 
 class Part(Generic[T]):
@@ -42,21 +43,30 @@ class Part(Generic[T]):
     def get(self) -> T:
         """Load it unless it is there; GpuMemoryError when it does not fit."""
         if self._weights is None:
-            self._weights, self._value = self._load()
+            try:
+                with Uploader(self._context.device) as uploader:
+                    self.begin(uploader)
+            except BaseException:
+                self.close()
+                raise
+            self.settle()
         return self._value
+
+    def begin(self, uploader: Uploader) -> None:
+        """Take the memory and have everything copied; `settle` when the uploader has ended, `close` when it has failed."""
+        plan, context = self.plan, self._context
+        what = f"weights of the {plan.name}"
+        self._weights = DeviceWeights(plan.bundle, context, plan.bytes, what, uploader)
+        self._value = plan.load(self._weights)
+
+    def settle(self) -> None:
+        """What is asked for from now on is copied at once."""
+        if self._weights is not None:
+            self._weights.settle()
 
     def close(self) -> None:
         """Free the device memory; nothing may use it any more. Idempotent."""
         if self._weights is not None:
-            self._context.stream.synchronize()
+            self._context.wait_to_free()
             self._weights.close()
         self._weights, self._value = None, self.plan.sizes
-
-    def _load(self) -> tuple[DeviceWeights, T]:
-        plan, context = self.plan, self._context
-        weights = DeviceWeights(plan.bundle, context.device, context.stream, plan.bytes, f"weights of the {plan.name}")
-        try:
-            return weights, plan.load(weights)
-        except BaseException:
-            weights.close()
-            raise

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import partial
 
-from hart_edge.plugins import Buffer, Launch
+from hart_edge.plugins import Buffer, Launch, cast
 
 from ..cuda import Graph
 from .context import FusedContext
+from .fp8 import Weight, fed
 from .linear import Linear
 
 
@@ -27,6 +28,14 @@ class Program:
     def linear(self, layer: Linear, x: Buffer, y: Buffer, residual: Buffer | None = None) -> None:
         layer.plan(residual is not None)  # now, not while a picture is drawn
         self._steps.append(partial(layer.run, x, y, self._context.stream, residual))
+
+    def quantized(self, weight: Weight, x: Buffer, spare: Buffer) -> Buffer:
+        """x as a product takes it: x itself, or quantised into the memory of `spare`, a buffer of x's shape and type."""
+        target, step = fed(weight, spare)
+        if step is None:
+            return x
+        self.kernels(cast.launch(x, target, step))
+        return target
 
     def copy(self, source: Buffer, target: Buffer) -> None:
         self._steps.append(partial(self._context.copy, source, target))

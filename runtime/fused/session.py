@@ -106,6 +106,8 @@ def plan_session(model: ModelPlan, settings: Settings) -> Plan:
 class Session:
     """Put together for one `Settings`; `begin`, then per scale `transform`, `sample` and `advance`, at the last `finish`.
 
+    All of them only put work on the stream.
+
     Attributes:
         buffers: where everything lies; tokens and f_hat are read between the calls.
 
@@ -126,7 +128,9 @@ class Session:
     def _put_together(self) -> None:
         model = self.model
         self.buffers = Buffers.plan(self.workspace, model.plan, self.settings)
-        self.buffers.caches.reset(model.context, model.spec, self.weights.unconditional)
+        zeros = view(self.buffers.positions, self.settings.batch * model.spec.context_tokens)
+        model.context.zero(zeros)
+        self.buffers.caches.reset(model.context, self.weights.unconditional, self.buffers.scratch, zeros)
         self._context = self._new(self._add_context)
         scales = range(model.spec.scales)
         self._transform = [self._new(partial(self._add_scale, scale=i)) for i in scales]
@@ -149,10 +153,10 @@ class Session:
         context.upload(buffers.offsets, np.concatenate([positions[:, -1], np.zeros(batch, np.int64)]))
         if isinstance(noise, PhiloxNoise):
             context.upload(buffers.seeds, np.array(noise.seeds, np.uint64))
-        self._run(self._context)
+        self._context.run()
 
     def transform(self, scale: int) -> None:
-        self._run(self._transform[scale])
+        self._transform[scale].run()
 
     def sample(self, scale: int, noise: Noise) -> None:
         """Logits → tokens and codes."""
@@ -161,11 +165,11 @@ class Session:
             self._record(self.buffers.noise.token, lambda j: noise.token(j, scale, shape))
             if self.settings.options.smooth:
                 self._record(self.buffers.noise.smooth, lambda j: noise.smooth(j, scale, shape))
-        self._run(self._sample[scale])
+        self._sample[scale].run()
 
     def advance(self, scale: int) -> None:
         """Codes into f_hat, and the next scale's input."""
-        self._run(self._advance[scale])
+        self._advance[scale].run()
 
     def finish(self, noise: Noise) -> None:
         """The last codes and the residual into f_hat."""
@@ -174,7 +178,7 @@ class Session:
             self._record(entry(target, 0), lambda j: noise.diffusion_init(j, shape))
             for k in range(self.settings.steps):
                 self._record(entry(target, 1 + k), partial(noise.diffusion_step, step=k, shape=shape))
-        self._run(self._finish)
+        self._finish.run()
 
     def tokens(self, scale: int) -> Buffer:
         """Of a scale that has just been sampled, [B, p²]."""
@@ -190,10 +194,6 @@ class Session:
         """Noise of all images to the start of a buffer."""
         arrays = np.stack([draw(j) for j in range(self.settings.batch)])
         self.model.context.upload(prefix(target, *arrays.shape), arrays)
-
-    def _run(self, program: Program) -> None:
-        program.run()
-        self.model.context.stream.synchronize()
 
     def _set_hidden(self, hidden: Array | DeviceTensor) -> None:
         target, context = self.buffers.context.context, self.model.context

@@ -58,7 +58,7 @@ class _Stage(ABC):
 
     def _drop(self) -> None:
         if self._workspace is not None:
-            self.context.stream.synchronize()
+            self.context.wait_to_free()
             if self._program is not None:
                 self._program.close()
             self._workspace.close()

@@ -12,6 +12,7 @@ from hart_edge.plugins import Buffer, attention, rms_norm, rope_tables, swiglu, 
 from ..engine import Array
 from .buffers import prefix, rows, view
 from .context import FusedContext
+from .fp8 import Weight, fed, load_weight
 from .linear import Linear
 from .program import Program
 from .weights import Weights
@@ -25,12 +26,12 @@ class TextLayer:
     """One layer; qkv [Ct, (H + 2·KV)·D] and gate_up [Ct, 2F] are joined so that each is one product."""
 
     attention_norm: Buffer
-    qkv: Buffer
+    qkv: Weight
     qkv_bias: Buffer
-    out: Buffer
+    out: Weight
     mlp_norm: Buffer
-    gate_up: Buffer
-    down: Buffer
+    gate_up: Weight
+    down: Weight
 
 
 @dataclass(frozen=True)
@@ -85,12 +86,12 @@ class TextWeights:
 def _load_layer(weights: Weights, name: str) -> TextLayer:
     return TextLayer(
         attention_norm=weights[f"{name}.attention_norm.weight"],
-        qkv=weights.put_joined(f"fused.{name}.qkv", *(f"{name}.{part}.weight" for part in "qkv")),
+        qkv=load_weight(weights, *(f"{name}.{part}.weight" for part in "qkv")),
         qkv_bias=weights.put_joined(f"fused.{name}.qkv.bias", *(f"{name}.{part}.bias" for part in "qkv")),
-        out=weights[f"{name}.o.weight"],
+        out=load_weight(weights, f"{name}.o.weight"),
         mlp_norm=weights[f"{name}.mlp_norm.weight"],
-        gate_up=weights.put_joined(f"fused.{name}.gate_up", f"{name}.gate.weight", f"{name}.up.weight"),
-        down=weights[f"{name}.down.weight"],
+        gate_up=load_weight(weights, f"{name}.gate.weight", f"{name}.up.weight"),
+        down=load_weight(weights, f"{name}.down.weight"),
     )
 
 
@@ -172,14 +173,17 @@ def _add_layer(
     heads = (buffers.mask.shape[0], weights.tokens, weights.heads, weights.head_dim)
     q, y = view(buffers.q, *heads), view(buffers.y, *heads)
     length, scale = weights.before + weights.tokens, 1 / math.sqrt(weights.head_dim)
-    program.kernels(rms_norm.launch(x, layer.attention_norm, normed, eps))
-    program.linear(Linear(blas, n, layer.qkv, layer.qkv_bias), normed, buffers.qkv)
+    given, step = fed(layer.qkv, normed)
+    program.kernels(rms_norm.launch(x, layer.attention_norm, given, eps, scale=step))
+    program.linear(Linear(blas, n, layer.qkv, layer.qkv_bias), given, buffers.qkv)
     program.kernels(
         rope_tables.launch(buffers.qkv, weights.cos, weights.sin, q, *caches, weights.before),
         attention.launch(q, *caches, y, length, scale, buffers.mask, buffers.first),
     )
-    program.linear(Linear(blas, n, layer.out), buffers.y, x, residual=x)
-    program.kernels(rms_norm.launch(x, layer.mlp_norm, normed, eps))
-    program.linear(Linear(blas, n, layer.gate_up), normed, buffers.gate_up)
-    program.kernels(swiglu.launch(buffers.gate_up, buffers.inner))
-    program.linear(Linear(blas, n, layer.down), buffers.inner, x, residual=x)
+    program.linear(Linear(blas, n, layer.out), program.quantized(layer.out, buffers.y, buffers.q), x, residual=x)
+    given, step = fed(layer.gate_up, normed)
+    program.kernels(rms_norm.launch(x, layer.mlp_norm, given, eps, scale=step))
+    program.linear(Linear(blas, n, layer.gate_up), given, buffers.gate_up)
+    given, step = fed(layer.down, buffers.inner)
+    program.kernels(swiglu.launch(buffers.gate_up, given, scale=step))
+    program.linear(Linear(blas, n, layer.down), given, x, residual=x)

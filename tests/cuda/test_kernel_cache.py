@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hart_edge.runtime import files, kernel_cache
+from hart_edge.runtime import disk_cache, files, kernel_cache
 from hart_edge.runtime.errors import HartWarning, KernelError
 from hart_edge.runtime.kernel_cache import KernelCache, default_folder
 from hart_edge.runtime.nvrtc import Compiled, Compiler, Unit
@@ -127,7 +127,7 @@ def test_a_full_disk_costs_time_only(cache: KernelCache, monkeypatch: pytest.Mon
     def full(path: Path, data: bytes) -> None:
         raise files.InputError("No space left on device")
 
-    monkeypatch.setattr(kernel_cache, "write_bytes", full)
+    monkeypatch.setattr(disk_cache, "write_bytes", full)
     with pytest.warns(HartWarning, match="No space left"):
         assert cache.get(UNIT, 90).log == "log\n"
 

@@ -42,7 +42,7 @@ def weights_of(context: FusedContext, folder: Path, dtype: str, **modules: nn.Mo
     }
     save_file(tensors, folder / "weights.safetensors")
     bundle: Any = SimpleNamespace(file=lambda name: folder / name)
-    with DeviceWeights(bundle, context.device, context.stream) as weights:
+    with DeviceWeights(bundle, context) as weights:
         yield weights
 
 

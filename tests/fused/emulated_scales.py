@@ -8,7 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from emulator import Block, Cudnn, Description, Device, Library, Memory, Stream, Tensor, emulated
+from emulated_cudnn import Cudnn, Description, Tensor
+from emulator import Block, Device, Library, Memory, Stream, emitted, emulated
 
 from hart_edge.plugins import (
     Launch,
@@ -21,7 +22,6 @@ from hart_edge.plugins import (
     rope_cache,
     rope_tables,
     swiglu,
-    transpose,
 )
 from hart_edge.plugins.guided_sample import Sampling
 from hart_edge.plugins.quantize import Array
@@ -96,10 +96,10 @@ class AttentionGraph:
 
 
 class FullCudnn(Cudnn):
-    def build(self, what: str, dtype: str, describe: Callable[[Any], Mapping[str, Tensor]], choose: bool = True) -> Any:
+    def build(self, what: str, shape: object, dtype: str, describe: Callable[[Any], Mapping[str, Tensor]], choose: bool = True) -> Any:
         if what.startswith("attention"):
             return AttentionGraph(self._memory, dtype, describe(AttentionDescription()))
-        return super().build(what, dtype, describe)
+        return super().build(what, shape, dtype, describe)
 
 
 class FullLibrary(Library):
@@ -119,7 +119,7 @@ class FullLibrary(Library):
     def _swiglu(self, launch: Launch, types: list[Any], gate: int, up: int, y: int, width: int, stride: int, inverse: float) -> None:
         rows, dtype = launch.grid[0], types[0]
         parts = [self._memory.strided(part, (1, 0), (rows, stride), width, dtype)[0] for part in (gate, up)]
-        self._memory.at(y, (rows, width), dtype)[...] = swiglu.swiglu(*parts)
+        self._memory.at(y, (rows, width), types[1])[...] = emitted(swiglu.swiglu(*parts), types, inverse)
 
     def _rope_cache(
         self,
@@ -182,12 +182,6 @@ class FullLibrary(Library):
         a, b, c = (self._memory.at(p, (size,), np.float32) if p else None for p in (f_hat, codes, residual))
         assert a is not None and b is not None
         self._memory.at(out, (size,), np.float32)[...] = latent_sum.latent_sum(a, b, c)
-
-    def _transpose(self, launch: Launch, types: list[Any], x: int, y: int, rows: int, columns: int) -> None:
-        batch = launch.grid[2]
-        self._memory.at(y, (batch, columns, rows), np.float32)[...] = transpose.transpose(
-            self._memory.at(x, (batch, rows, columns), np.float32)
-        )
 
     def _guided_sample(
         self,

@@ -8,23 +8,35 @@ what they were planned for. Slow, and for small sizes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from emulated_cudnn import Cudnn
+from emulated_products import Blas
 
-from hart_edge.plugins import Launch, diffusion_update, gate_residual, layer_norm_modulate, noise, rms_norm
-from hart_edge.plugins.quantize import Array
+from hart_edge.plugins import (
+    Launch,
+    add_silu,
+    diffusion_update,
+    gate_residual,
+    join_phases,
+    layer_norm_modulate,
+    noise,
+    rms_norm,
+    transpose,
+)
+from hart_edge.plugins.quantize import Array, e4m3_codes
 from hart_edge.runtime.cuda_resources import MemoryUse
-from hart_edge.runtime.errors import EngineError, GpuMemoryError
-from hart_edge.runtime.fused.blas import Shape
+from hart_edge.runtime.errors import GpuMemoryError
 from hart_edge.runtime.fused.context import FusedContext
 
 START = 4096
 """First address that is given away; 0 stays the null pointer."""
-TYPES = {"float": np.float32, "__half": np.float16}
+TYPES = {"float": np.float32, "__half": np.float16, "__nv_fp8_e4m3": np.uint8}
+"""NumPy's types by the kernels' names; FP8 is kept as its codes."""
 
 
 class Memory:
@@ -86,6 +98,12 @@ class Block:
             self._memory.free(self.address, self.size)
         self._open = False
 
+    def __enter__(self) -> Block:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
 
 class Driver:
     """Copies."""
@@ -108,9 +126,21 @@ class Device:
 
     def __init__(self, memory: Memory) -> None:
         self._memory, self.driver, self.use = memory, Driver(memory), memory.use
+        self.info = SimpleNamespace(name="emulated GPU", capability=90)
 
     def buffer(self, size: int) -> Block:
         return Block(self._memory, size)
+
+    def pinned(self, shape: tuple[int, ...], dtype: Any) -> SimpleNamespace:
+        return SimpleNamespace(array=np.empty(shape, dtype), close=lambda: None)
+
+    def stream(self) -> Stream:
+        return Stream()
+
+    def synchronize(self) -> None: ...
+
+    def event(self) -> SimpleNamespace:
+        return SimpleNamespace(record=lambda stream: None, synchronize=lambda: None)
 
     def call(self, doing: str, function: Callable[..., Any], *arguments: Any) -> Any:
         return function(*arguments)
@@ -134,114 +164,15 @@ class Stream:
 
     def synchronize(self) -> None: ...
 
+    def close(self) -> None: ...
+
     def capture(self, record: Callable[[], None]) -> Captured:
         return Captured(record)
 
 
-class Product:
-    """Stands for a planned product."""
-
-    def __init__(self, memory: Memory, shape: Shape) -> None:
-        self._memory, self._shape = memory, shape
-
-    def run(self, x: int, w: int, y: int, stream: Any, c: int = 0, bias: int = 0) -> None:
-        s, at = self._shape, self._memory.strided
-        rows, columns = (s.n, s.k) if s.transposed else (s.k, s.n)
-        leads = [lead or width for lead, width in zip(s.lead, (s.k, columns, s.n), strict=True)]
-        a = at(x, (s.batch, s.strides[0]), (s.m, leads[0]), s.k, s.dtype).astype(np.float32)
-        b = at(w, (s.batch, s.strides[1]), (rows, leads[1]), columns, s.dtype).astype(np.float32)
-        result = np.float32(s.alpha) * a @ (b.swapaxes(1, 2) if s.transposed else b)
-        if s.bias:
-            result = result + self._memory.at(bias, (s.n,), s.out).astype(np.float32)
-        if s.add:
-            result = result + at(c, (s.batch, s.strides[2]), (s.m, leads[2]), s.n, s.out)
-        at(y, (s.batch, s.strides[2]), (s.m, leads[2]), s.n, s.out)[...] = result
-
-
-class Blas:
-    def __init__(self, memory: Memory) -> None:
-        self._memory = memory
-
-    def plan(self, shape: Shape) -> Product:
-        return Product(self._memory, shape)
-
-
-class Tensor:
-    """A tensor of a described cuDNN graph: what it is made from, and its geometry."""
-
-    def __init__(self, operation: str = "", inputs: tuple[Tensor, ...] = (), **facts: Any) -> None:
-        self.operation, self.inputs, self.facts = operation, inputs, facts
-
-    def set_output(self, value: bool) -> Tensor:
-        return self
-
-    def set_data_type(self, kind: Any) -> Tensor:
-        return self
-
-    def set_dim(self, dim: list[int]) -> Tensor:
-        self.facts["dim"] = dim
-        return self
-
-    def set_stride(self, stride: list[int]) -> Tensor:
-        self.facts["stride"] = stride
-        return self
-
-
-class Description:
-    """Records what is described, in place of a `pygraph`."""
-
-    def tensor(self, name: str, dim: list[int], stride: list[int]) -> Tensor:
-        return Tensor(name=name, dim=dim, stride=stride)
-
-    def conv_fprop(self, image: Tensor, weight: Tensor, padding: list[int], stride: list[int], dilation: list[int]) -> Tensor:
-        assert stride == dilation == [1, 1]
-        return Tensor("conv", (image, weight), padding=padding)
-
-    def add(self, a: Tensor, b: Tensor) -> Tensor:
-        return Tensor("add", (a, b))
-
-
-class Graph:
-    """A described graph that runs on the emulated memory."""
-
-    def __init__(self, memory: Memory, dtype: str, tensors: Mapping[str, Tensor]) -> None:
-        self._memory, self._dtype, self._tensors = memory, dtype, tensors
-
-    def run(self, **addresses: int) -> None:
-        assert set(addresses) == set(self._tensors)
-        places = {id(self._tensors[name]): address for name, address in addresses.items()}
-        result = self._value(self._tensors["y"], places)
-        self._array(self._tensors["y"], addresses["y"])[...] = result.numpy()
-
-    def _value(self, tensor: Tensor, places: dict[int, int]) -> torch.Tensor:
-        if not tensor.operation:
-            return torch.from_numpy(self._array(tensor, places[id(tensor)]).astype(np.float32))
-        values = [self._value(each, places) for each in tensor.inputs]
-        if tensor.operation == "conv":
-            return F.conv2d(values[0], values[1], padding=tensor.facts["padding"])
-        return values[0] + values[1]
-
-    def _array(self, tensor: Tensor, address: int) -> Array:
-        """The tensor as [N, C, H, W], whatever its strides."""
-        dim, stride, item = tensor.facts["dim"], tensor.facts["stride"], np.dtype(self._dtype).itemsize
-        flat = self._memory.at(address, (math.prod(dim),), self._dtype)
-        return np.lib.stride_tricks.as_strided(flat, dim, [s * item for s in stride])
-
-
-class Cudnn:
-    """Args: fuses: whether a convolution may take bias and residual along."""
-
-    def __init__(self, memory: Memory, fuses: bool) -> None:
-        self._memory, self._fuses = memory, fuses
-
-    def types(self, dtype: str) -> str:
-        return dtype
-
-    def build(self, what: str, dtype: str, describe: Callable[[Any], Mapping[str, Tensor]]) -> Graph:
-        tensors = describe(Description())
-        if "bias" in tensors and not self._fuses:
-            raise EngineError(f"{what}: no engine.")
-        return Graph(self._memory, dtype, tensors)
+def emitted(y: Array, types: list[Any], inverse: float) -> Array:
+    """A kernel's rounded result as its output type, the second of its types: quantised where that is FP8."""
+    return e4m3_codes(y.astype(np.float32) * np.float32(inverse)) if types[1] is np.uint8 else y
 
 
 class Library:
@@ -256,32 +187,36 @@ class Library:
         arguments = [a.value if hasattr(a, "value") else a.item() for a in launch.arguments]
         getattr(self, f"_{name}")(launch, types, *arguments)
 
-    def _cast(self, launch: Launch, types: list[Any], x: int, y: int, size: int) -> None:
-        self._memory.at(y, (size,), types[1])[...] = self._memory.at(x, (size,), types[0])
+    def _cast(self, launch: Launch, types: list[Any], x: int, y: int, size: int, inverse: float) -> None:
+        self._memory.at(y, (size,), types[1])[...] = emitted(self._memory.at(x, (size,), types[0]), types, inverse)
 
     def _add_bias(self, launch: Launch, types: list[Any], x: int, bias: int, residual: int, y: int, rows: int, width: int) -> None:
         at, dtype = self._memory.at, types[0]
         total = at(x, (rows, width), dtype).astype(np.float32) + at(bias, (width,), dtype)
         at(y, (rows, width), dtype)[...] = total + at(residual, (rows, width), dtype) if residual else total
 
-    def _add_silu(self, launch: Launch, types: list[Any], x: int, row: int, y: int, width: int) -> None:
+    def _add_silu(self, launch: Launch, types: list[Any], x: int, row: int, y: int, width: int, inverse: float) -> None:
         at, dtype, rows = self._memory.at, types[0], launch.grid[0]
-        total = at(x, (rows, width), dtype).astype(np.float32) + (at(row, (width,), dtype) if row else 0)
-        at(y, (rows, width), dtype)[...] = total / (1 + np.exp(-total))
+        made = add_silu.add_silu(at(x, (rows, width), dtype), at(row, (width,), dtype) if row else None)
+        at(y, (rows, width), types[1])[...] = emitted(made, types, inverse)
 
     def _softmax_rows(self, launch: Launch, types: list[Any], x: int, y: int, width: int) -> None:
         values = torch.from_numpy(self._memory.at(x, (launch.grid[0], width), types[0]).astype(np.float32))
         self._memory.at(y, (launch.grid[0], width), types[0])[...] = torch.softmax(values, -1).numpy()
+
+    def _transpose(self, launch: Launch, types: list[Any], x: int, y: int, rows: int, columns: int) -> None:
+        batch, dtype = launch.grid[2], types[0]
+        self._memory.at(y, (batch, columns, rows), dtype)[...] = transpose.transpose(self._memory.at(x, (batch, rows, columns), dtype))
 
     def _take_rows(self, launch: Launch, types: list[Any], table: int, index: int, y: int, count: int, width: int) -> None:
         numbers = np.resize(self._memory.at(index, (count,), np.int64), launch.grid[0])
         entries = self._memory.at(table, (numbers.max() + 1, width), types[0])
         self._memory.at(y, (launch.grid[0], width), types[0])[...] = entries[numbers]
 
-    def _upsample(self, launch: Launch, types: list[Any], x: int, y: int, cells: int, columns: int, channels: int) -> None:
-        source = self._memory.at(x, (cells // columns, columns, channels), types[0])
-        target = self._memory.at(y, (2 * cells // columns, 2 * columns, channels), types[0])
-        target[...] = source.repeat(2, 0).repeat(2, 1)
+    def _join_phases(self, launch: Launch, types: list[Any], z: int, y: int, height: int, width: int, channels: int) -> None:
+        batch = launch.grid[1] // (2 * height)
+        source = self._memory.at(z, (batch, height + 1, width + 1, 4 * channels), types[0])
+        self._memory.at(y, (batch, 2 * height, 2 * width, channels), types[0])[...] = join_phases.join_phases(source)
 
     def _group_norm_statistics(self, launch: Launch, types: list[Any], *arguments: int) -> None: ...
 
@@ -330,12 +265,13 @@ class Library:
         width: int,
         stride: int,
         eps: float,
+        inverse: float,
     ) -> None:
         at, dtype, rows = self._memory.at, types[0], launch.grid[0]
         affine = (at(weight, (width,), dtype), at(bias, (width,), dtype)) if weight else None
         parts = [self._memory.strided(p, (1, 0), (rows, stride), width, dtype)[0] for p in (shift, scale)]
         truth = layer_norm_modulate.layer_norm_modulate(at(x, (rows, width), dtype), np.concatenate(parts, axis=1), 0, 1, eps, affine)
-        at(y, (rows, width), dtype)[...] = truth
+        at(y, (rows, width), types[1])[...] = emitted(truth, types, inverse)
 
     def _gate_residual(self, launch: Launch, types: list[Any], h: int, gate: int, y: int, out: int, width: int, stride: int) -> None:
         at, dtype, rows = self._memory.at, types[0], launch.grid[0]
@@ -351,7 +287,7 @@ class Library:
         normed, s = rms_norm.rms_norm(at(x, (rows, width), dtype), at(weight, (width,), dtype), eps, added)
         if residual:
             at(total, (rows, width), dtype)[...] = s
-        at(y, (rows, width), dtype)[...] = normed
+        at(y, (rows, width), types[1])[...] = emitted(normed, types, rest[3])
 
     def _noise(self, launch: Launch, types: list[Any], seeds: int, out: int, size: int, index: int, purpose: int) -> None:
         drawn = noise.noise(self._memory.at(seeds, (launch.grid[1],), np.uint64), size, index, purpose, "true" in launch.kernel.expression)

@@ -7,18 +7,30 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
 
+from hart_edge.plugins.quantize import E4M3_MAX, Array, e4m3_codes
 from hart_edge.runtime.bundle import MANIFEST, WEIGHTS, Bundle, bundled_folder
 from hart_edge.runtime.spec import ModelSpec
 
 Shapes = Iterator[tuple[str, tuple[int, ...]]]
+Headers = list[tuple[str, str, tuple[int, ...]]]
+"""Name, type as a weights file calls it, and shape of every tensor."""
+
+FP8_PRODUCTS = {
+    "transformer": r"transformer\.layers\.\d+\.(qkv|proj|gate|up|down)\.weight",
+    "diffusion": r"residual_condition\.condition\.weight|residual_step\.(layers\.\d+\.(modulation|first|second)|final_modulation)\.weight",
+    "text": r"text_encoder\.layers\.\d+\.[qkvo]\.weight|text_encoder\.layers\.\d+\.(gate|up|down)\.weight",
+}
+"""Weights that can be FP8, by part."""
+INPUT_LIMIT = 32.0
+"""Largest input of an FP8 product: normal numbers and products of two stay far below."""
 
 
 @dataclass(frozen=True)
@@ -62,27 +74,35 @@ def small_bundle(folder: Path) -> Bundle:
     return make_bundle(folder, spec, BUNDLED)
 
 
-def make_bundle(folder: Path, spec: ModelSpec, sizes: Sizes, seed: int = 0) -> Bundle:
-    """Write and open it."""
+def make_bundle(folder: Path, spec: ModelSpec, sizes: Sizes, seed: int = 0, fp8: Iterable[str] = ()) -> Bundle:
+    """Write and open it; the parts that `fp8` names have FP8 weights (`FP8_PRODUCTS`), with the values of the others, rounded."""
+    headers = _headers(spec, sizes, fp8)
     folder.mkdir(parents=True)
-    save_file(dict(_tensors(spec, sizes, seed)), folder / WEIGHTS)
+    write_weights(folder / WEIGHTS, headers, _tensors(headers, seed))
     return _with_weights(folder, spec)
 
 
 def make_hollow_bundle(folder: Path, spec: ModelSpec, sizes: Sizes) -> Bundle:
     """One whose weights are a hole in the file: all zeros, and next to nothing on the disk."""
-    header, end = {}, 0
-    for name, shape in _shapes(spec, sizes):
-        kind = _dtype(name)
-        size = math.prod(shape) * kind.itemsize
-        header[name] = {"dtype": f"F{8 * kind.itemsize}", "shape": shape, "data_offsets": [end, end + size]}
-        end += size
-    text = json.dumps(header).encode()
     folder.mkdir(parents=True)
-    with (folder / WEIGHTS).open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(8 + len(text) + end)
+    write_weights(folder / WEIGHTS, _headers(spec, sizes), ())
     return _with_weights(folder, spec)
+
+
+def write_weights(path: Path, headers: Headers, tensors: Iterable[Array]) -> None:
+    """A safetensors file, FP8 tensors as their codes; zeros from where `tensors` ends."""
+    entries, end = {}, 0
+    for name, kind, shape in headers:
+        size = math.prod(shape) * int(re.sub(r"\D", "", kind.split("_")[0])) // 8
+        entries[name] = {"dtype": kind, "shape": shape, "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(entries).encode()
+    text += b" " * (-(len(text) + 8) % 64)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for array in tensors:
+            array.tofile(file)
+        file.truncate(8 + len(text) + end)
 
 
 def _with_weights(folder: Path, spec: ModelSpec) -> Bundle:
@@ -96,17 +116,42 @@ def _with_weights(folder: Path, spec: ModelSpec) -> Bundle:
     return Bundle(folder, check_files=False)
 
 
-def _tensors(spec: ModelSpec, sizes: Sizes, seed: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Numbers out of one long row of normal ones: drawing billions would take minutes."""
+def _headers(spec: ModelSpec, sizes: Sizes, fp8: Iterable[str] = ()) -> Headers:
+    """All tensors; an FP8 weight is followed by its scale and its input's."""
+    chosen = "|".join(FP8_PRODUCTS[part] for part in fp8) or "(?!)"
+    headers: Headers = []
+    for name, shape in _shapes(spec, sizes):
+        if re.fullmatch(chosen, name):
+            headers += [(name, "F8_E4M3", shape), (f"{name}.scale", "F32", ()), (f"{name}.input_scale", "F32", ())]
+        else:
+            headers.append((name, f"F{8 * _dtype(name).itemsize}", shape))
+    return headers
+
+
+def _tensors(headers: Headers, seed: int) -> Iterator[Array]:
+    """Numbers out of one long row of normal ones: drawing and quantising billions would take minutes."""
     row = np.random.default_rng(seed).standard_normal(1 << 20).astype(np.float32)
-    for i, (name, shape) in enumerate(_shapes(spec, sizes)):
+    largest = np.abs(row).max()
+    codes, scale = e4m3_codes(row * (E4M3_MAX / largest)), 0.0
+    for i, (name, kind, shape) in enumerate(headers):
         fan = math.prod(shape) // (shape[0] if len(shape) == 4 else shape[-1]) if len(shape) > 1 else 1
-        values = np.resize(np.roll(row, 997 * i), shape) / math.sqrt(max(1, fan))
-        if len(shape) == 1 and "norm" in name and name.endswith("weight"):
-            values = 1 + 0.05 * values
-        if name.startswith("residual_step.final."):
-            values = 0.1 * values  # an exponent of the step's variance: large ones are infinite
-        yield name, values.astype(_dtype(name))
+        if kind == "F8_E4M3":
+            scale = largest / E4M3_MAX / math.sqrt(fan)
+            yield np.resize(np.roll(codes, 997 * i), shape)
+        elif name.endswith(".weight.input_scale"):
+            yield np.float32(INPUT_LIMIT / E4M3_MAX)
+        elif name.endswith(".weight.scale"):
+            yield np.float32(scale)
+        else:
+            values = _plain(name, len(shape), row / math.sqrt(max(1, fan))).astype(_dtype(name))
+            yield np.resize(np.roll(values, 997 * i), shape)
+
+
+def _plain(name: str, rank: int, values: Array) -> Array:
+    """As the values of a model lie: norms near 1, and no large exponent of the diffusion's variance, which would be infinite."""
+    if rank == 1 and "norm" in name and name.endswith("weight"):
+        return 1 + 0.05 * values
+    return 0.1 * values if name.startswith("residual_step.final.") else values
 
 
 def _shapes(spec: ModelSpec, sizes: Sizes) -> Shapes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from enum import IntEnum
 from types import SimpleNamespace
 from typing import Any
@@ -10,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 from emulated_scales import emulated_gpu
+from kept_plans import Chosen
 
-from hart_edge.runtime.errors import EngineError
+from hart_edge.plugins.kernel import FP8
+from hart_edge.runtime.errors import EngineError, InputError, MissingPackageError
 from hart_edge.runtime.fused import blas as blas_module
 from hart_edge.runtime.fused.blas import ALIGNMENT, WORKSPACE, Blas, Shape
 
@@ -25,24 +28,42 @@ class Bindings:
 
     Attributes:
         made: descriptor → what it was created with, and its attributes by name.
-        found: algorithms that the heuristic finds.
-        products: arguments of every product.
+        found: algorithms that the heuristic finds; each consists of one number, from 5 on. takes_kept: whether a kept one is taken.
+        products: arguments of every product. scales: where cuBLASLt's A and B had theirs.
     """
 
     Epilogue = enum("Epilogue", "DEFAULT", "BIAS")
-    MatmulDescAttribute = enum("MatmulDescAttribute", "TRANSA", "TRANSB", "EPILOGUE", "BIAS_POINTER", "BIAS_DATA_TYPE")
+    MatmulDescAttribute = enum(
+        "MatmulDescAttribute",
+        "TRANSA",
+        "TRANSB",
+        "EPILOGUE",
+        "BIAS_POINTER",
+        "BIAS_DATA_TYPE",
+        "A_SCALE_POINTER",
+        "B_SCALE_POINTER",
+        "FAST_ACCUM",
+    )
     MatrixLayoutAttribute = enum("MatrixLayoutAttribute", "BATCH_COUNT", "STRIDED_BATCH_OFFSET")
     MatmulPreferenceAttribute = enum(
-        "MatmulPreferenceAttribute", "MAX_WORKSPACE_BYTES", *(f"MIN_ALIGNMENT_{operand}_BYTES" for operand in "ABCD")
+        "MatmulPreferenceAttribute",
+        "MAX_WORKSPACE_BYTES",
+        "REDUCTION_SCHEME_MASK",
+        *(f"MIN_ALIGNMENT_{operand}_BYTES" for operand in "ABCD"),
     )
+    ReductionScheme = IntEnum("ReductionScheme", {"NONE": 0, "INPLACE": 1, "COMPUTE_TYPE": 2, "OUTPUT_TYPE": 4})
     matmul_heuristic_result_dtype = np.dtype([("algo", [("data_", "<u8", (8,))]), ("workspace_size", "<u8"), ("state", "<i4")])
 
     def __init__(self) -> None:
         self.made: dict[int, dict[str, Any]] = {}
-        self.found, self.products, self.destroyed = 1, [], []
+        self.found, self.products, self.destroyed, self.takes_kept = 1, [], [], True
+        self.scales: list[tuple[int | None, int | None]] = []
 
     def create(self) -> int:
         return 77
+
+    def get_version(self) -> int:
+        return 130100
 
     def destroy(self, handle: int) -> None:
         self.destroyed.append(handle)
@@ -66,7 +87,7 @@ class Bindings:
     matmul_desc_set_attribute = matrix_layout_set_attribute = matmul_preference_set_attribute = _set
 
     def get_matmul_desc_attribute_dtype(self, attribute: Any) -> Any:
-        return np.int64 if attribute.name == "BIAS_POINTER" else np.int32
+        return np.int64 if attribute.name.endswith("POINTER") else np.int8 if attribute.name == "FAST_ACCUM" else np.int32
 
     def get_matrix_layout_attribute_dtype(self, attribute: Any) -> Any:
         return np.int32 if attribute.name == "BATCH_COUNT" else np.int64
@@ -76,11 +97,18 @@ class Bindings:
 
     def matmul_algo_get_heuristic(self, *arguments: int) -> None:
         results, count = arguments[-2:]
-        ctypes.memset(results, 5, 64)
+        for i in range(self.found):
+            ctypes.memset(results + i * self.matmul_heuristic_result_dtype.itemsize, 5 + i, 64)
         ctypes.cast(count, ctypes.POINTER(ctypes.c_int32))[0] = self.found
+
+    def matmul_algo_check(self, *arguments: int) -> None:
+        if not self.takes_kept:
+            raise RuntimeError("NOT_SUPPORTED")
 
     def matmul(self, *arguments: int) -> None:
         self.products.append(arguments)
+        description = self.made[arguments[1]]
+        self.scales.append((description.get("A_SCALE_POINTER"), description.get("B_SCALE_POINTER")))
 
     def _destroy(self, which: int) -> None:
         self.destroyed.append(which)
@@ -98,7 +126,11 @@ def lt(monkeypatch: pytest.MonkeyPatch) -> Bindings:
 
 @pytest.fixture
 def blas(lt: Bindings) -> Blas:
-    return Blas(emulated_gpu(40 << 20).device)
+    return open_blas(Chosen(0))
+
+
+def open_blas(plans: Chosen) -> Blas:
+    return Blas(emulated_gpu(40 << 20).device, plans)  # type: ignore[arg-type]
 
 
 def layouts(lt: Bindings, product: tuple[int, ...]) -> list[tuple[int, int, int]]:
@@ -136,11 +168,33 @@ def test_transposed_and_strided_batches(lt: Bindings, blas: Blas) -> None:
     assert product[8] == 300  # C is not read, but cuBLASLt wants an address
 
 
+@pytest.mark.parametrize("fast", [False, True])
+def test_fp8_products_have_scales_of_their_own(lt: Bindings, blas: Blas, fast: bool) -> None:
+    """One plan for all weights of a shape: each run says where its scales are."""
+    stream: Any = SimpleNamespace(address=1)
+    shape = Shape(5, 32, 48, FP8, "float16", transposed=True, bias=True, add=True, lead=(0, 0, 96), fast=fast)
+    blas.plan(shape).run(100, 200, 300, stream, 300, 500, scales=(700, 800))
+    (product,) = lt.products
+    assert layouts(lt, product) == [(48, 32, 48), (48, 5, 48), (32, 5, 96), (32, 5, 96)]
+    assert [lt.made[product[i]]["dtype"] for i in (4, 6, 9, 11)] == [28, 28, 2, 2]
+    description = lt.made[product[1]]
+    assert (description["TRANSA"], description["TRANSB"], description["FAST_ACCUM"]) == (1, 0, fast)
+    assert (description["A_SCALE_POINTER"], description["B_SCALE_POINTER"]) == (800, 700)  # A is w, B is x
+    assert (description["BIAS_POINTER"], description["BIAS_DATA_TYPE"]) == (500, 2)
+
+
+@pytest.mark.parametrize("how", [{"transposed": False}, {"out": "float32"}, {"n": 24}, {"k": 40}])
+def test_fp8_products_that_cublaslt_does_not_have_are_named(how: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"FP8 product of w \[\d+, \d+\].*multiples of 16, and float16"):
+        Shape(**{"m": 5, "n": 32, "k": 48, "dtype": FP8, "out": "float16", "transposed": True, **how})
+
+
 def test_plans_are_made_once_and_freed(lt: Bindings, blas: Blas) -> None:
     shape = Shape(1, 2, 3, "float16", "float16")
     assert blas.plan(shape) is blas.plan(shape)
     preference = next(facts for facts in lt.made.values() if facts["kind"] == "preference")
     assert preference["MAX_WORKSPACE_BYTES"] == WORKSPACE
+    assert preference["REDUCTION_SCHEME_MASK"] == 2  # parts of a sum are added in float32
     assert preference["MIN_ALIGNMENT_D_BYTES"] == ALIGNMENT
     for _ in range(2):
         blas.close()
@@ -153,3 +207,72 @@ def test_a_product_without_an_algorithm_is_an_error(lt: Bindings, blas: Blas) ->
     lt.found = 0
     with pytest.raises(EngineError, match="no algorithm for Shape"):
         blas.plan(Shape(1, 2, 3, "float16", "float16"))
+
+
+def algorithms(lt: Bindings) -> list[int]:
+    """The number that each product's algorithm consists of."""
+    return [ctypes.string_at(product[12], 1)[0] for product in lt.products]
+
+
+@pytest.mark.parametrize("add", [False, True])
+def test_the_first_run_measures_and_the_fastest_stays(lt: Bindings, add: bool) -> None:
+    """A product that adds to its output writes elsewhere while it is measured."""
+    lt.found, plans, stream = 3, Chosen(2), SimpleNamespace(address=1)
+    plan = open_blas(plans).plan(Shape(4, 6, 8, "float16", "float16", add=add))
+    for _ in range(2):
+        plan.run(100, 200, 300, stream, 300 if add else 0)  # type: ignore[arg-type]
+    assert plans.tried == 3
+    assert algorithms(lt)[3:] == [7, 7]
+    targets = [product[10] for product in lt.products]
+    assert [product[8] for product in lt.products] == [300] * 5
+    assert targets[3:] == [300, 300]
+    assert all((target == 300) is not add for target in targets[:3])
+    assert list(plans.kept.values()) == [({}, bytes([7] * 64))]
+
+
+def test_a_kept_algorithm_is_taken_where_cublaslt_takes_it(lt: Bindings) -> None:
+    shape, stream = Shape(4, 6, 8, "float16", "float16"), SimpleNamespace(address=1)
+    key = f"cuBLASLt 130100: {shape!r}"
+    lt.found = 2
+    for kept, takes, expected in ((bytes([9] * 64), True, 9), (bytes([9] * 64), False, 5), (bytes([9] * 63), True, 5)):
+        lt.takes_kept, lt.products = takes, []
+        plans = Chosen(0, {key: ({}, kept)})
+        open_blas(plans).plan(shape).run(100, 200, 300, stream)  # type: ignore[arg-type]
+        assert algorithms(lt)[-1] == expected
+        assert plans.tried == (0 if expected == 9 else 2)
+
+
+def test_fp8_is_measured_with_the_scales_of_the_run_and_kept_by_how_it_sums(lt: Bindings) -> None:
+    lt.found, plans, stream = 3, Chosen(1), SimpleNamespace(address=1)
+    blas = open_blas(plans)
+    for fast in (False, True):
+        shape = Shape(5, 32, 48, FP8, "float16", transposed=True, add=True, lead=(0, 0, 96), fast=fast)
+        lt.products, lt.scales = [], []
+        for scales in ((700, 800), (701, 801)):
+            blas.plan(shape).run(100, 200, 300, stream, 300, scales=scales)  # type: ignore[arg-type]
+        assert lt.scales == [(800, 700)] * 4 + [(801, 701)]
+        assert algorithms(lt) == [5, 6, 7, 6, 6]
+        assert plans.kept[f"cuBLASLt 130100: {shape!r}"] == ({}, bytes([6] * 64))
+    assert len(plans.kept) == 2
+
+
+def test_where_no_algorithm_runs_the_first_one_says_why(lt: Bindings) -> None:
+    lt.found, plans = 2, Chosen(None)
+    open_blas(plans).plan(Shape(4, 6, 8, "float16", "float16")).run(100, 200, 300, SimpleNamespace(address=1))  # type: ignore[arg-type]
+    assert algorithms(lt)[-1] == 5
+    assert not plans.kept
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nvmath", None)
+    with pytest.raises(MissingPackageError, match=r"nvmath is not installed.*hart-edge\[fused\]"):
+        blas_module.bindings()
+
+
+def test_a_library_that_does_not_open_says_what_to_install(lt: Bindings) -> None:
+    def refuse() -> int:
+        raise RuntimeError("Failed to dlopen libcublasLt.so.13")
+
+    lt.create = refuse  # type: ignore[method-assign]
+    with pytest.raises(EngineError, match=r"opening cuBLASLt failed: Failed to dlopen.*pip install -U 'hart-edge\[fused\]'"):
+        open_blas(Chosen())

@@ -10,14 +10,17 @@ from components import allocated, put
 from emulator import emulated
 from tolerances import RELATIVE_NORM, relative_error
 
+from hart_edge.plugins.join_phases import join_phases
 from hart_edge.plugins.quantize import Array
 from hart_edge.runtime.errors import EngineError, InputError
 from hart_edge.runtime.fused.context import FusedContext
-from hart_edge.runtime.fused.conv import Convolution, Convolutions, ConvShape, channels_last
+from hart_edge.runtime.fused.conv import Convolution, Convolutions, ConvShape, channels_last, phase_bias, phase_kernels
 from hart_edge.runtime.fused.workspace import Memory
 
 SIZES = [(1, 16, 16, 32, 96, 3), (2, 19, 11, 96, 288, 1), (1, 13, 7, 32, 3, 3), (2, 5, 9, 64, 32, 1), (1, 64, 48, 160, 160, 3)]
 """Batch, height, width, channels in and out, side of the kernel."""
+EVEN = [(2, 7, 9, 32, 128, 2), (1, 16, 16, 96, 384, 2)]
+"""Kernels of phases."""
 
 
 def arrays(shape: ConvShape) -> list[Array]:
@@ -52,7 +55,7 @@ def computed(context: FusedContext, shape: ConvShape, operands: list[Array]) -> 
         return context.download(y), convolution
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", [*SIZES, *EVEN])
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 @pytest.mark.parametrize("add", [False, True])
 def test_convolution(context: FusedContext, size: tuple[int, ...], dtype: str, add: bool) -> None:
@@ -68,6 +71,26 @@ def test_convolution(context: FusedContext, size: tuple[int, ...], dtype: str, a
 @pytest.mark.parametrize("add", [False, True])
 def test_cudnn_takes_bias_and_residual_along(gpu_context: FusedContext, size: tuple[int, ...], dtype: str, add: bool) -> None:
     assert Convolution(gpu_context, ConvShape(*size, dtype=dtype, add=add)).refusal == ""
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("size", [*EVEN, (1, 512, 512, 160, 640, 2)])
+def test_cudnn_takes_the_bias_of_phases_along(gpu_context: FusedContext, size: tuple[int, ...], dtype: str) -> None:
+    assert Convolution(gpu_context, ConvShape(*size, dtype=dtype, add=False)).refusal == ""
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_phases_are_a_convolution_of_the_enlarged_image(dtype: str) -> None:
+    """In float64 but for the kernels, which are sums of weights rounded to their type."""
+    r = np.random.default_rng(0)
+    image, weight, bias = r.standard_normal((2, 5, 7, 6)), r.standard_normal((4, 6, 3, 3)).astype(dtype), r.standard_normal(4)
+    large = torch.from_numpy(image.repeat(2, axis=1).repeat(2, axis=2)).permute(0, 3, 1, 2)
+    wanted = F.conv2d(large, torch.from_numpy(weight.astype(np.float64)), torch.from_numpy(bias), padding=1).permute(0, 2, 3, 1)
+    kernels = torch.from_numpy(phase_kernels(weight).astype(np.float64)).permute(0, 3, 1, 2)
+    small = torch.from_numpy(image).permute(0, 3, 1, 2)
+    phases = F.conv2d(small, kernels, torch.from_numpy(phase_bias(bias)), padding=1).permute(0, 2, 3, 1)
+    assert relative_error(join_phases(phases.contiguous().numpy()), wanted) < RELATIVE_NORM[f"one layer {dtype}"]
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
@@ -108,7 +131,6 @@ def test_one_plan_per_shape() -> None:
 def test_weights_are_laid_out_channels_last() -> None:
     weight = np.arange(2 * 3 * 1 * 5).reshape(2, 3, 1, 5)
     laid = channels_last(weight)
-    assert laid.flags.c_contiguous
     assert laid[1, 0, 4, 2] == weight[1, 2, 0, 4]
 
 

@@ -71,7 +71,7 @@ def test_bundled_decoder(context: FusedContext, batch: int, times: int) -> None:
     image, expected = np.empty((batch, side, side, 3), np.uint8), np.empty((batch, 3, side, side), np.float32)
     with OrtEngine(bundle.engine("decoder"), "decoder") as engine:
         engine.run({"f_hat": f_hat}, {"image": image, "decoded": expected})
-    with DeviceWeights(bundle, context.device, context.stream) as weights:
+    with DeviceWeights(bundle, context) as weights:
         pixels, picture = decoded(context, weights, f_hat, side, "float16", times)
         stored = {name for name in weights.names if name.startswith("decoder.") and not name.endswith((".one", ".zero"))}
         assert stored == weights.used

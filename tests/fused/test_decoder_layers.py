@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from hart_edge.export.modules.decoder import PictureDecoder
 from hart_edge.export.reference.autoencoder import Decoder
+from hart_edge.plugins.join_phases import join_phases
 from hart_edge.runtime.errors import BundleError
-from hart_edge.runtime.fused.decoder_layers import Attend, Conv, DecoderLayers, Layer, Norm, Spot, decoder_layers
+from hart_edge.runtime.fused.conv import phase_bias, phase_kernels
+from hart_edge.runtime.fused.decoder_layers import Attend, Conv, DecoderLayers, Enlarge, Layer, Norm, Spot, decoder_layers
 
 
 def decoder(channels: int, multipliers: tuple[int, ...], latent: int) -> PictureDecoder:
@@ -61,7 +63,11 @@ class Interpreter:
         elif isinstance(layer, Attend):
             self._attend(layer)
         else:
-            self.write(layer.y, F.interpolate(self.read(layer.x), scale_factor=2.0, mode="nearest"))
+            weight, bias = (part.numpy() for part in self._pair(layer.name))
+            kernels = torch.from_numpy(phase_kernels(weight)).permute(0, 3, 1, 2)
+            self.write(layer.z, F.conv2d(self.read(layer.x), kernels, torch.from_numpy(phase_bias(bias)), padding=1))
+            phases = self.read(layer.z).permute(0, 2, 3, 1).contiguous().numpy()
+            self.write(layer.y, torch.from_numpy(join_phases(phases)).permute(0, 3, 1, 2))
 
     def _attend(self, layer: Attend) -> None:
         q, k, _ = self.read(layer.qkv).flatten(2).transpose(1, 2).chunk(3, dim=-1)
@@ -91,16 +97,16 @@ def test_layers_are_the_reference(channels: int, multipliers: tuple[int, ...], l
 def test_every_weight_is_used_once() -> None:
     tensors = tensors_of(decoder(32, (1, 2), 6))
     layers = layers_of(tensors, 4)
-    used = [f"{layer.name}.{part}" for layer in layers.layers if isinstance(layer, (Conv, Norm)) for part in ("weight", "bias")]
+    used = [f"{layer.name}.{part}" for layer in layers.layers if isinstance(layer, (Conv, Enlarge, Norm)) for part in ("weight", "bias")]
     assert len(used) == len(set(used))
     assert {name for name in tensors if not name.endswith((".one", ".zero"))} == set(used)
 
 
 def test_slots_of_the_released_size_hold_one_large_activation_each() -> None:
-    """1024 px: 1024 · 1024 · 160 elements, 336 MB in float16; the fourth slot only serves the attention."""
+    """1024 px: the phases of 513 · 513 · 4 · 160 elements, 337 MB in float16; the fourth slot only serves the attention."""
     tensors = tensors_of(decoder(32, (1, 1, 2, 2, 4), 32))  # a fifth of the released width
     sizes = layers_of(tensors, 64).slots
-    assert max(sizes.values()) == 1024 * 1024 * 32
+    assert max(sizes.values()) == 513 * 513 * 4 * 32
     assert sizes[3] == 64 * 64 * 128
 
 

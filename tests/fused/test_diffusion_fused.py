@@ -148,7 +148,7 @@ def test_bundled_diffusion(context: FusedContext, seeded: bool) -> None:
     on_cpu = ResidualDiffusion(spec, engines[0], engines[1])
     wanted = on_cpu.condition(inputs.hidden, inputs.index)
     result = on_cpu.sample(wanted, 2, GUIDANCE, steps, inputs.drawn)
-    with DeviceWeights(bundle, context.device, context.stream) as weights:
+    with DeviceWeights(bundle, context) as weights:
         embedded, residual = sampled(context, weights, spec, inputs, seeded, times=3)
         assert {name for name in weights.names if name.startswith("residual_")} == weights.used
     assert relative_error(embedded, wanted) < RELATIVE_NORM["many layers float16"]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from emulated_scales import emulated_gpu
+from safetensors import safe_open
 
-from hart_edge.runtime.bundle import Bundle, bundled_folder
+from hart_edge.runtime.bundle import WEIGHTS, Bundle, bundled_folder
 from hart_edge.runtime.errors import BundleError, InputError
-from hart_edge.runtime.fused.model import FusedModel
+from hart_edge.runtime.fused import decoder
+from hart_edge.runtime.fused.model import FusedModel, ModelPlan
 
 
 @pytest.fixture(scope="module")
@@ -40,3 +42,21 @@ def test_a_missing_tensor_and_a_name_taken_twice_are_named(model: FusedModel) ->
     assert weights.maybe("nothing.weight") is None
     with pytest.raises(InputError, match=r"decoder\.post_quant_conv\.bias is on the device already"):
         weights.put("decoder.post_quant_conv.bias", np.zeros(3, np.float32))
+
+
+def test_planning_makes_nothing_of_the_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The phases' kernels are sums over whole tensors: only their shape is asked for."""
+
+    def refuse(weight: np.ndarray) -> np.ndarray:
+        raise AssertionError("a transform was computed")
+
+    monkeypatch.setattr(decoder, "phase_kernels", refuse)
+    assert ModelPlan(Bundle(bundled_folder(), check_files=False)).decoder.bytes > 0
+
+
+def test_a_tensor_is_what_the_file_says(model: FusedModel) -> None:
+    """The mapped file against safetensors' own reading, every tensor."""
+    weights = model.decoder.get()
+    with safe_open(model.bundle.file(WEIGHTS), framework="numpy") as file:
+        for name in weights.names:
+            np.testing.assert_array_equal(weights.host(name), file.get_tensor(name))

@@ -59,6 +59,7 @@ CASES = [
     Case(2, 37, 2, 1, 160, 5, 64, 0.08),
     Case(3, 32, 4, 2, 32, 0, 32, 0.18, prompts=(32, 7, 0)),  # a full prompt, a padded one, an empty one
     Case(2, 33, 6, 2, 64, 11, 50, 0.125, prompts=(0, 20)),
+    Case(2, 99, 2, 1, 32, 40, 150, 0.18, prompts=(3, 70)),  # whole tiles of keys count for no query
 ]
 
 

@@ -48,7 +48,7 @@ def test_every_case_launches_kernels_of_the_catalogue_that_take_whole_vectors(si
         ("layer_norm_modulate", 4 * 8192 * 1024),
         ("gate_residual", 4 * 8192 * 1024),
         ("add_bias", 3 * 1024 * 1024 * 160),
-        ("upsample", 5 * 512 * 512 * 160),
+        ("join_phases", 2 * 1024 * 1024 * 160),
         ("softmax_rows", 2 * 4096 * 4096),
         ("group_norm_silu", 3 * 1024 * 1024 * 160),
     ],

@@ -42,10 +42,11 @@ def plan(shape: tuple[int, ...], dtype: str, silu: bool = True) -> tuple:
 def test_chunks_cover_every_pixel_once(shape: tuple[int, ...], dtype: str) -> None:
     batch, height, width, channels = shape
     statistics, fold, apply = plan(shape, dtype)
+    chunk = int(apply.arguments[-1])
+    assert height * width <= apply.grid[0] * chunk < height * width + chunk
+    assert statistics.grid[0] * statistics.block[1] < height * width + statistics.block[1]  # every block has pixels
     for launch in (statistics, apply):
-        chunk = int(launch.arguments[-1])
         assert launch.grid[1:] == (batch, 1)
-        assert height * width <= launch.grid[0] * chunk < height * width + chunk
         assert launch.block[0] * 16 // np.dtype("f4" if dtype == "float32" else "f2").itemsize == channels
         assert launch.block[0] * launch.block[1] <= 1024
     assert statistics.grid[0] == fold.arguments[-2] == op.scratch_shapes(shape, dtype)[0][1] <= op.MAX_CHUNKS

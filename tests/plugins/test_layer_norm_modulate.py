@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from devices import Gpu, assert_output, at, represented, sanitized, values
+from devices import Gpu, assert_output, at, native, represented, sanitized, values
 from tolerances import assert_close
 from torch import nn
 
 from hart_edge.export.reference.diffusion import FinalLayer, ResBlock
 from hart_edge.plugins import gate_residual, layer_norm_modulate
-from hart_edge.plugins.kernel import FLOATS, ITEM_BYTES
+from hart_edge.plugins.kernel import FLOATS, FP8, ITEM_BYTES
+from hart_edge.plugins.quantize import e4m3_codes
 from hart_edge.runtime.errors import InputError
 
 SIZES = [(1, 19), (19, 111), (3, 989), (6, 1024)]
@@ -50,6 +51,13 @@ def test_truth_without_affine_is_the_final_layer_of_the_reference(size: tuple[in
     assert_close(layer_norm_modulate.layer_norm_modulate(x, modulation, SHIFT, SCALE, EPS), expected, "kernel float32")
 
 
+def test_quantised_truth_is_that_of_the_rounded_value() -> None:
+    x, modulation, weight, bias = tensors((19, 111), 3, "float16")
+    how = (x, modulation, SHIFT, SCALE, EPS, (weight, bias))
+    y = layer_norm_modulate.layer_norm_modulate(*how).astype(np.float32)
+    np.testing.assert_array_equal(layer_norm_modulate.layer_norm_modulate(*how, 0.02, FP8), e4m3_codes(y * np.float32(50)))
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("size", SIZES)
 def test_launches_find_the_parts_of_the_modulation(size: tuple[int, int], dtype: str) -> None:
@@ -79,6 +87,8 @@ def test_wrong_tensors_are_named() -> None:
         gate_residual.launch(x, at(0, (2, 192)), GATE, x, x)
     with pytest.raises(InputError, match="bias is float16"):
         layer_norm_modulate.launch(x, at(0, (3, 192)), x, SHIFT, SCALE, EPS, (at(0, (64,)), at(0, (64,), "float16")))
+    with pytest.raises(InputError, match="scale is None"):
+        layer_norm_modulate.launch(x, at(0, (3, 192)), at(0, (3, 64), FP8), SHIFT, SCALE, EPS)
 
 
 @pytest.mark.gpu
@@ -93,6 +103,19 @@ def test_norm_kernel(gpu: Gpu, size: tuple[int, int], dtype: str, affine: bool, 
     pair = (gpu.put(weight, dtype), gpu.put(bias, dtype)) if affine else None
     gpu.run(layer_norm_modulate.launch(gpu.put(x, dtype, misalign), gpu.put(modulation, dtype), y, SHIFT, SCALE, EPS, pair))
     assert_output(gpu.get(y), expected, dtype)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("size", sanitized(SIZES, 2, 3))
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_norm_kernel_to_fp8(gpu: Gpu, size: tuple[int, int], dtype: str) -> None:
+    if not gpu.needs(FP8):
+        pytest.skip(f"{gpu.device.info.name} has no FP8")
+    x, modulation, weight, bias = (native(array, dtype) for array in tensors(size, 3, dtype))
+    expected = layer_norm_modulate.layer_norm_modulate(x, modulation, SHIFT, SCALE, EPS, (weight, bias), 0.02, FP8)
+    y, pair = gpu.empty(size, FP8), (gpu.put(weight, dtype), gpu.put(bias, dtype))
+    gpu.run(layer_norm_modulate.launch(gpu.put(x, dtype), gpu.put(modulation, dtype), y, SHIFT, SCALE, EPS, pair, 0.02))
+    assert_output(gpu.get(y), expected, FP8)
 
 
 @pytest.mark.gpu

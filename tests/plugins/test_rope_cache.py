@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -126,7 +127,9 @@ def buffers(case: Case, dtype: str = "float16", **changes: object) -> dict:
 def test_a_block_per_token(case: Case, dtype: str) -> None:
     launch = op.launch(**buffers(case, dtype))
     assert launch.grid == (case.rows * case.tokens, 1, 1)
-    assert launch.shared == 4 * (2 * case.head_dim + 2 * case.heads)
+    assert launch.shared == 4 * 2 * case.head_dim
+    assert math.prod(launch.block) % 32 == 0
+    assert launch.kernel.expression.endswith(f", {str(case.l2_norm).lower()}>")
     assert (launch.arguments[5].value != 0) == case.l2_norm
     assert launch.kernel in op.KERNELS
 

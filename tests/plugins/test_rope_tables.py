@@ -46,6 +46,9 @@ CASES = [
     Case(3, 5, 3, 3, 20, 7, 12, own_tables=True),
     Case(2, 7, 12, 2, 128, 0, 9),
     Case(2, 9, 4, 4, 64, 3, 12, own_tables=True, gain=True),
+    Case(1, 3, 5, 1, 20, 2, 6, gain=True),
+    Case(1, 2, 3, 3, 160, 0, 2, gain=True),
+    Case(1, 2, 24, 24, 64, 1, 3),
 ]
 
 
@@ -66,6 +69,19 @@ def test_truth_rotates_as_the_engines_graphs_do(case: Case) -> None:
     assert_close(k[:, :, written], rotated[1], "kernel float32")
     np.testing.assert_array_equal(v[:, :, written], want[2])
     assert not np.delete(k, np.s_[written], axis=2).any()
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "dtype", "expected"), [(64, "float16", (4, 288)), (20, "float32", (16, 512)), (160, "float16", (16, 512))]
+)
+def test_a_row_of_lanes_per_head(head_dim: int, dtype: str, expected: tuple[int, int]) -> None:
+    """Lanes a head, a power of two, and threads of a block for 24 heads and as many of k and v."""
+    q, cache, qkv = at(0, (1, 4, 24, head_dim), dtype), at(0, (1, 24, 9, head_dim), dtype), at(0, (4, 72 * head_dim), dtype)
+    launch = op.launch(qkv, at(0, (1, 4, head_dim), dtype), at(0, (1, 4, head_dim), dtype), q, cache, cache, 0)
+    across, down, _ = launch.block
+    assert launch.kernel in op.KERNELS
+    assert across * down % 32 == 0
+    assert (across, across * down) == expected
 
 
 def test_wrong_tensors_are_named() -> None:

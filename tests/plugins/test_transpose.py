@@ -7,6 +7,7 @@ import pytest
 from devices import Gpu, at, values
 
 from hart_edge.plugins import transpose as op
+from hart_edge.plugins.kernel import FP8
 from hart_edge.runtime.errors import InputError
 
 SHAPES = [(1, 1, 1), (2, 19, 111), (3, 32, 4096), (1, 81, 33)]
@@ -32,4 +33,13 @@ def test_kernel(gpu: Gpu, shape: tuple[int, int, int]) -> None:
     x = values(shape)
     y = gpu.empty((shape[0], shape[2], shape[1]))
     gpu.run(op.launch(gpu.put(x), y))
+    np.testing.assert_array_equal(gpu.get(y), x.swapaxes(1, 2))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", SHAPES)
+def test_kernel_of_fp8_weights(gpu: Gpu, shape: tuple[int, int, int]) -> None:
+    x = np.random.default_rng(shape[1]).integers(0, 256, shape, np.uint8)
+    y = gpu.empty((shape[0], shape[2], shape[1]), FP8)
+    gpu.run(op.launch(gpu.put(x, FP8), y))
     np.testing.assert_array_equal(gpu.get(y), x.swapaxes(1, 2))

@@ -8,6 +8,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
+from hart_edge.export.shapes.distance import RING_HOLE
 from hart_edge.export.shapes.sampler import EDGE, GAP, HELD_OUT, RELATION_MARGIN, is_held_out, sample_scene
 from hart_edge.export.shapes.scene import COLOURS, RELATIONS, SHAPES, SIZE_LIMIT, Group, Item, Scene, Spec, spec_of
 from hart_edge.runtime.errors import InputError
@@ -56,8 +57,14 @@ def test_items_stay_inside_and_apart(scenes: list[Scene]) -> None:
     for scene in scenes[:3000]:
         for item in scene.items:
             assert item.radius + EDGE <= min(item.x, item.y, 1 - item.x, 1 - item.y) + 1e-9
-            assert (item.radius > SIZE_LIMIT) == (item.size == "large")
-        if scene.relation != "inside":
+        if scene.relation == "inside":
+            inner, outer = scene.items
+            assert (inner.size, outer.size) == ("small", "large")
+            assert inner.radius < outer.radius / 2
+            assert (inner.x, inner.y) == (outer.x, outer.y)
+            assert inner.radius + 0.04 < RING_HOLE * outer.radius
+        else:
+            assert all((item.radius > SIZE_LIMIT) == (item.size == "large") for item in scene.items)
             for a, b in combinations(scene.items, 2):
                 assert math.hypot(a.x - b.x, a.y - b.y) >= a.radius + b.radius + GAP - 1e-9
 
