@@ -18,6 +18,9 @@ TOLERANCES: dict[str, dict[str, float]] = {
     # Fused kernels: float32 sums in another order, products and sums contracted, other exp and sin: a few units in the
     # last place of terms up to 10, which may cancel.
     "kernel float32": {"rtol": 1e-5, "atol": 1e-5},
+    # FP8 tensor cores keep fewer bits of a partial sum than float32 has. On an H200 a few of 150,000 elements of about 5 were off by
+    # up to 0.0032 at 192 terms, and by more at 1536.
+    "fp8 product": {"rtol": 2e-3, "atol": 2e-2},
     # Function bodies round between their operators, up to five times to 11 bits, terms up to 10 that may cancel.
     "body float16": {"rtol": 5e-3, "atol": 1e-2},
     # 2⁻⁹ for each rounding; truths of bfloat16 kernels are float32, so they round neither sum nor normalised value.

@@ -23,6 +23,7 @@ from hart_edge.plugins import Buffer
 from hart_edge.plugins.kernel import FP8
 from hart_edge.plugins.quantize import Array, e4m3_codes, e4m3_values, quantize
 from hart_edge.runtime.bundle import Bundle
+from hart_edge.runtime.cuda import Device
 from hart_edge.runtime.errors import BundleError, EngineError, InputError
 from hart_edge.runtime.fused.blas import WORKSPACE
 from hart_edge.runtime.fused.context import FusedContext
@@ -141,7 +142,8 @@ def test_fp8_product(
             [e4m3_values(codes).astype(np.float64) * np.float32(s) for codes, s in zip(stored, scales, strict=True)], axis=1
         )
         want = (e4m3_values(x).astype(np.float64) * np.float32(STEP)) @ real + (offset if bias else 0) + (added if residual else 0)
-        assert_close(context.download(y_at), want.astype(np.float16), "float16")
+        on_card = isinstance(context.device, Device)  # the emulated GPU adds up in float32
+        assert_close(context.download(y_at), want.astype(np.float16), "fp8 product" if on_card else "float16")
 
 
 def test_inputs_are_quantised_where_they_are_not_written_in_fp8(context: FusedContext, tmp_path: Path) -> None:
