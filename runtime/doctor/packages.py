@@ -12,7 +12,7 @@ CORE = ""
 REQUIREMENTS: dict[str, tuple[str, ...]] = {
     CORE: (
         "numpy>=2.0",
-        "onnxruntime>=1.31",
+        "onnxruntime>=1.32",
         "tokenizers>=0.21",
         "pillow>=11",
         "safetensors>=0.5",
