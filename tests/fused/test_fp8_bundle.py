@@ -166,7 +166,7 @@ def test_auto_goes_on_where_the_card_has_no_fp8(bundle: Bundle, monkeypatch: pyt
     context.device.info.capability = 86
     backends = {"cuda": FusedBackend(context), "cpu": OrtCpu()}
     backends["cuda"].close = backends["cuda"].release  # type: ignore[method-assign, union-attr]
-    monkeypatch.setattr(pipeline, "candidates", lambda backend, low_vram: tuple(backends))
+    monkeypatch.setattr(pipeline, "candidates", lambda backend, low_vram, bundle: tuple(backends))
     monkeypatch.setattr(pipeline, "open_backend", lambda name, threads, low_vram: backends[name])
     with pytest.warns(HartWarning, match=r"cuda was passed over: .*FP8 weights, .*SM89.*has SM86"), Pipeline.open(bundle) as pipe:
         assert pipe.backend == "cpu"
