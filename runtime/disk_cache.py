@@ -80,7 +80,7 @@ def user_folder(name: str) -> Path:
         from platformdirs import user_cache_path
     except ImportError as error:
         raise MissingPackageError(
-            "keeping compiled kernels needs platformdirs, which is not installed.", "Run: pip install platformdirs"
+            "keeping files for later starts needs platformdirs, which is not installed.", "Run: pip install platformdirs"
         ) from error
     folder: Path = user_cache_path("hart-edge", appauthor=False) / name
     return folder

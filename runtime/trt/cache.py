@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..cuda import DeviceInfo
-from ..errors import InputError, MissingPackageError
+from ..disk_cache import user_folder
+from ..errors import InputError
 from ..files import write_bytes
 
 MAGIC = b"hart-edge runtime cache 1\n"
@@ -44,15 +45,8 @@ class Found:
 
 def cache_path(engines: Path, name: str) -> Path:
     """Where the cache of an engine lies: in the user's cache folder, named after the engine's folder."""
-    try:
-        from platformdirs import user_cache_path
-    except ImportError as error:
-        raise MissingPackageError(
-            "keeping runtime caches needs platformdirs, which is not installed.", "Run: pip install platformdirs"
-        ) from error
-    folder: Path = user_cache_path("hart-edge", appauthor=False) / "tensorrt"
     place = hashlib.sha256(str(engines.resolve()).encode()).hexdigest()[:16]
-    return folder / f"{name}-{place}.cache"
+    return user_folder("tensorrt") / f"{name}-{place}.cache"
 
 
 def read_cache(path: Path, key: CacheKey) -> Found:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..bundle import MANIFEST, SIDECAR, Bundle, bundled_folder
+from ..disk_cache import user_folder
 from ..errors import EngineError, InputError, MissingPackageError
 
 SCHEMA = 2
@@ -125,12 +126,11 @@ def engine_folders(bundle: Path, backend: str) -> list[Path]:
     """
     folders = [bundle / backend]
     try:
-        from platformdirs import user_cache_path
-    except ImportError:
+        root = user_folder("engines")
+    except MissingPackageError:
         return folders
     digest = hashlib.sha256((bundle / MANIFEST).read_bytes()).hexdigest()[:32]
-    root: Path = user_cache_path("hart-edge", appauthor=False)
-    return [*folders, root / "engines" / digest / backend]
+    return [*folders, root / digest / backend]
 
 
 def find_engines(bundle: Path, backend: str) -> Path | None:
