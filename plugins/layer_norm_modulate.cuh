@@ -2,9 +2,9 @@
 //
 //   y = ((x − mean) / sqrt(var + eps) (· weight + bias)) · (1 + scale) + shift
 //
-// Float throughout, rounded once, or quantised from the rounded value; the variance is that of the centred values. One block per row of `width` elements,
-// which is read three times, from the cache after the first. scale and shift are rows `stride` apart, so they may be
-// parts of one product's output. weight and bias may be null.
+// Float throughout, rounded once, or quantised from the rounded value; the variance is that of the centred values. One block per
+// row of `width` elements, which is read three times, from the cache after the first. scale and shift are rows `stride` apart, so
+// they may be parts of one product's output. weight and bias may be null.
 #pragma once
 
 #include "common.cuh"
