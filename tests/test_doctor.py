@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -248,7 +249,6 @@ def test_versions(expected: str, version: str | None, fits: bool) -> None:
 
 
 def test_requirements_are_those_of_the_project() -> None:
-    tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no tomllib")
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
     written = {"": project["dependencies"], **project["optional-dependencies"]}
     for extra, texts in REQUIREMENTS.items():

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 from collections.abc import Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ def write_certificate(report: Report, paths: Sequence[Path], bundle: Bundle | No
     content = {
         "schema": SCHEMA,
         "title": report.title,
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "manifest_sha256": None if bundle is None else sha256_of(bundle.root / MANIFEST),
         "machine": {"system": platform.platform(), "processor": _processor(), "cores": os.cpu_count()},
         "tools": {name: version(name) for name in ("hart-edge", "onnxruntime", "numpy", "torch")},
