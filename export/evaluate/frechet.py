@@ -15,7 +15,6 @@ from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import sqrtm
 from skimage.color import rgb2lab
 
 GRID = 4
@@ -29,11 +28,14 @@ def features(images: Iterable[Pixels]) -> Features:
 
 
 def frechet_distance(first: Features, second: Features) -> float:
-    """Distance between two feature sets [N, F] and [M, F]; N and M should be well above F."""
+    """Distance between two feature sets [N, F] and [M, F]; N and M should be well above F.
+
+    With the deviations A and B, `C1 = AᵀA` and `C2 = BᵀB`, so `tr (C1·C2)^½` is the sum of the singular values of `A·Bᵀ`: no root
+    of a matrix that may be singular has to be taken.
+    """
     mean = first.mean(axis=0) - second.mean(axis=0)
-    covariances = [np.cov(x, rowvar=False) for x in (first, second)]
-    root = sqrtm(covariances[0] @ covariances[1])
-    return float(mean @ mean + np.trace(covariances[0] + covariances[1] - 2 * np.real(root)))
+    a, b = ((x - x.mean(axis=0)) / np.sqrt(len(x) - 1) for x in (first, second))
+    return float(mean @ mean + (a * a).sum() + (b * b).sum() - 2 * np.linalg.norm(a @ b.T, ord="nuc"))
 
 
 def _features(image: Pixels) -> Features:

@@ -162,7 +162,6 @@ def test_real_features_are_made_once_for_all_rows(pictures: list[Pixels], monkey
     assert made.count(COUNT) == len(made) <= 3  # measured to; the prompts' scenes for the scores and for the floor
 
 
-@pytest.mark.filterwarnings("ignore:Matrix is singular")
 @pytest.mark.usefixtures("few_are_enough")
 def test_renderer_row_is_the_floor(pictures: list[Pixels]) -> None:
     """A model that draws exactly what the renderer draws scores the renderer's distance; grey pictures are further off."""
