@@ -26,7 +26,9 @@ SCHEMA = 1
 MANIFEST = "manifest.json"
 CERTIFICATE = "accuracy.json"
 WEIGHTS = "weights.safetensors"
-PRECISIONS = ("fp32", "fp16")
+FLOATS = ("fp32", "fp16")
+QUANTIZED = ("int8-weight-only", "int8-w8a8", "fp8")
+PRECISIONS = FLOATS + QUANTIZED
 PACKAGE = Path(__file__).parent  # where the bundle of this install lies, in the folder `bundled`
 
 
@@ -49,6 +51,7 @@ class Manifest:
     """Contents of `manifest.json`; see `to_json` for the keys.
 
     `defaults` holds the model's own sampling settings, fields of `Options`; what it leaves out is as published.
+    `quantization` says how the bundle was quantised (`hart-edge calibrate`), None for a bundle of floats.
     """
 
     model: ModelSpec
@@ -59,6 +62,12 @@ class Manifest:
     source: dict[str, str] = field(default_factory=dict)
     tools: dict[str, str] = field(default_factory=dict)
     defaults: dict[str, Any] = field(default_factory=dict)
+    quantization: dict[str, Any] | None = None
+
+    @property
+    def floats(self) -> str:
+        """The type that everything is in which is not quantised, and that the engines' bindings have: "fp32" or "fp16"."""
+        return self.precision if self.quantization is None else str(self.quantization["floats"])
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -72,6 +81,7 @@ class Manifest:
             "files": {name: vars(entry) for name, entry in self.files.items()},
             "source": self.source,
             "tools": self.tools,
+            **({} if self.quantization is None else {"quantization": self.quantization}),
         }
 
     @classmethod
@@ -88,15 +98,22 @@ class Manifest:
                 source=dict(raw["source"]),
                 tools=dict(raw["tools"]),
                 defaults=dict(raw.get("defaults", {})),
+                quantization=None if raw.get("quantization") is None else dict(raw["quantization"]),
             )
+            manifest._check()
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise BundleError(f"{MANIFEST} is malformed: {type(error).__name__}: {error}.", REEXPORT) from error
-        manifest._check()
         return manifest
 
     def _check(self) -> None:
         if self.precision not in PRECISIONS:
             raise BundleError(f"{MANIFEST}: precision {self.precision!r}; expected one of {PRECISIONS}.", REEXPORT)
+        if (self.precision in QUANTIZED) != (self.quantization is not None) or self.floats not in FLOATS:
+            raise BundleError(
+                f"{MANIFEST}: precision {self.precision!r} with quantization {self.quantization!r}; expected a section that names "
+                f"its floats, one of {FLOATS}, for a quantised bundle alone.",
+                REEXPORT,
+            )
         missing = [name for name in ENGINES[1:] if name not in self.engines]
         foreign = [file for file in self.engines.values() if file not in self.files]
         if missing or foreign or WEIGHTS not in self.files:

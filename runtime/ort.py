@@ -54,11 +54,17 @@ class OrtEngine:
 
     def _call(self, session: ort.InferenceSession, inputs: Tensors, outputs: Tensors, options: ort.RunOptions | None = None) -> None:
         """One checked call; ONNX Runtime copies what lies elsewhere than where it is needed."""
+        self._run_bound(session, self._bind(session, inputs, outputs), options)
+
+    def _bind(self, session: ort.InferenceSession, inputs: Tensors, outputs: Tensors) -> ort.IOBinding:
         binding = session.io_binding()
         for name, tensor in inputs.items():
             binding.bind_input(name, *_place(tensor))
         for name, tensor in outputs.items():
             binding.bind_output(name, *_place(tensor))
+        return binding
+
+    def _run_bound(self, session: ort.InferenceSession, binding: ort.IOBinding, options: ort.RunOptions | None) -> None:
         try:
             session.run_with_iobinding(binding, options)
         except Exception as error:  # ONNX Runtime raises its own unrelated exception types

@@ -51,7 +51,7 @@ class OrtCuda:
 
     def open_engine(self, path: Path, name: str) -> Engine:
         """The engine of a bundle, whose folder holds `path`."""
-        half = Bundle(path.parent, check_files=False).manifest.precision == "fp16"
+        half = Bundle(path.parent, check_files=False).manifest.floats == "fp16"
         return OrtCudaEngine(path, name, self.memory, name in CUDA_GRAPHS, tf32=half and name == "decoder")
 
     def make_loop(self, loop: ScaleLoop) -> ScaleLoop:

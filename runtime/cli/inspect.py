@@ -41,7 +41,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
 
 def kv_cache_bytes(bundle: Bundle) -> int:
     """Keys and values of both guidance rows of one picture."""
-    spec, dtype = bundle.spec, np.float16 if bundle.manifest.precision == "fp16" else np.float32
+    spec, dtype = bundle.spec, np.float16 if bundle.manifest.floats == "fp16" else np.float32
     return 2 * 2 * spec.depth * spec.heads * spec.cache_length * spec.head_dim * np.dtype(dtype).itemsize
 
 
