@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from onnx import ModelProto
+from torch import Tensor
 
 from hart_edge.runtime.bundle import Bundle
 from hart_edge.runtime.engine import Array, Engine, Tensors
@@ -16,7 +17,7 @@ from hart_edge.runtime.spec import ModelSpec
 
 from .graphs import MemoryEngine, open_with
 from .products import CONV, Product
-from .statistics import Float64, Histogram, Peaks
+from .statistics import Histogram, Peaks
 
 Progress = Callable[[str, int, int], None]  # what is being done, steps done, steps in all
 Key = tuple[str, str]
@@ -69,16 +70,15 @@ class Collector:
             peaks.check(_name(key))
         return found
 
-    def histograms(self, peaks: Mapping[Key, Peaks], divisors: Mapping[Key, Float64], progress: Progress) -> dict[Key, Histogram]:
-        """How often which magnitude occurs. divisors: [K] by tensor, by which its channels are divided first."""
+    def histograms(self, peaks: Mapping[Key, Peaks], divisors: Mapping[Key, Tensor], progress: Progress) -> dict[Key, Histogram]:
+        """How often which magnitude occurs, in channels that are divided first where `divisors` [K] says so."""
         found = {}
         for key, peak in peaks.items():
-            assert peak.channels is not None  # checked by `peaks`
-            found[key] = Histogram(float((peak.channels / divisors.get(key, 1.0)).max()))
+            found[key] = Histogram(float((peak.largest / divisors[key] if key in divisors else peak.largest).max()))
 
         def take(key: Key, values: Array, axis: int, case: str) -> None:
-            if key in divisors:
-                values = values / _along(divisors[key].astype(np.float32), axis, values.ndim)
+            if key in divisors:  # of matrix products alone, whose channels come last
+                values = values / divisors[key].numpy().astype(np.float32)
             found[key].add(values, case)
 
         self._run(take, "distributions", progress)
@@ -118,23 +118,16 @@ def case_of(engine: str, inputs: Tensors, spec: ModelSpec) -> str:
     return ONCE
 
 
-def check_bundle(pipe_bundle: Bundle) -> None:
+def check_bundle(bundle: Bundle) -> None:
     """InputError for a bundle that cannot be calibrated."""
-    manifest = pipe_bundle.manifest
+    manifest = bundle.manifest
     if manifest.quantization is not None:
         raise InputError(
-            f"bundle {pipe_bundle.root} is {manifest.precision} already; expected an fp32 or fp16 bundle.",
+            f"bundle {bundle.root} is {manifest.precision} already; expected an fp32 or fp16 bundle.",
             "Calibrate the bundle that it was made from.",
         )
     if manifest.text is None:
-        raise InputError(f"bundle {pipe_bundle.root} has no text encoder; calibration runs prompts.", "Export it with --text-model.")
-
-
-def _along(values: Array, axis: int, dimensions: int) -> Array:
-    """[K] shaped to broadcast along `axis`."""
-    shape = [1] * dimensions
-    shape[axis] = -1
-    return values.reshape(shape)
+        raise InputError(f"bundle {bundle.root} has no text encoder; calibration runs prompts.", "Export it with --text-model.")
 
 
 def _name(key: Key) -> str:

@@ -5,7 +5,6 @@
     convolution → QuantizeLinear(output_scale) → DequantizeLinear(output_scale) →   (W8A8 only)
 
 Scales are float32 in the weights file; a graph that computes in float16 casts them, which loses nothing (`exact_scale`).
-Products that read one tensor share its nodes, and the scale of the first.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 from .graphs import element_type
 from .products import CONV, MATMUL, Product
 from .quantized import Quantized
-from .schemes import INT8, Format, Treatment
+from .schemes import Format, Treatment
 
 ZERO = "quantized_zero"
 
@@ -41,7 +40,7 @@ class _Writer:
     element: int
     before: dict[int, list[NodeProto]] = field(default_factory=dict)
     after: dict[int, list[NodeProto]] = field(default_factory=dict)
-    rounded: dict[str, str] = field(default_factory=dict)  # tensor → its rounded twin
+    readers: dict[str, int] = field(default_factory=dict)  # tensor → products so far that read it rounded
     scales: dict[str, str] = field(default_factory=dict)  # scale in the file → scale in the graph's type
     at: int = 0
 
@@ -94,13 +93,11 @@ def _insert(model: ModelProto, form: Format, insertions: Mapping[str, Insertion]
 def _rewrite(writer: _Writer, node: NodeProto, insertion: Insertion) -> None:
     product, numbers = insertion.product, insertion.numbers
     node.input[1] = _weight(writer, product, numbers)
-    if not insertion.treatment.activations:
-        return
-    node.input[0] = _activation(writer, product)
+    if insertion.treatment.activations:
+        node.input[0] = _activation(writer, product)
     if numbers.output_scale is not None:
         _output(writer, node, product)
-    elif writer.form is INT8:
-        _keep_bias_apart(writer.model, node)
+    _keep_bias_apart(writer.model, node)
 
 
 def _weight(writer: _Writer, product: Product, numbers: Quantized) -> str:
@@ -112,12 +109,16 @@ def _weight(writer: _Writer, product: Product, numbers: Quantized) -> str:
 
 
 def _activation(writer: _Writer, product: Product) -> str:
-    if product.source not in writer.rounded:
-        scale = writer.scale(f"{product.weight}.input_scale", ())
-        zero = f"{ZERO}_{writer.form.name}"
-        stored = writer.put("QuantizeLinear", [product.source, scale, zero], f"{product.source}.quantized")
-        writer.rounded[product.source] = writer.put("DequantizeLinear", [stored, scale, zero], f"{product.source}.rounded")
-    return writer.rounded[product.source]
+    """The product's input, rounded. Every reader of a tensor has its own pair of nodes, each pair with another `axis`.
+
+    ONNX Runtime computes a product in integers only if nothing else reads the QuantizeLinear before it, and merges nodes that are
+    equal. The standard ignores `axis` where the scale is a scalar, so it can tell them apart.
+    """
+    scale, zero = writer.scale(f"{product.weight}.input_scale", ()), f"{ZERO}_{writer.form.name}"
+    axis = writer.readers.setdefault(product.source, 0)
+    writer.readers[product.source] += 1
+    stored = writer.put("QuantizeLinear", [product.source, scale, zero], f"{product.weight}.input_stored", axis=axis)
+    return writer.put("DequantizeLinear", [stored, scale, zero], f"{product.weight}.input", axis=axis)
 
 
 def _output(writer: _Writer, node: NodeProto, product: Product) -> None:
@@ -132,7 +133,8 @@ def _output(writer: _Writer, node: NodeProto, product: Product) -> None:
 
 
 def _keep_bias_apart(model: ModelProto, product: NodeProto) -> None:
-    """The Add of a bias as Sum: ONNX Runtime makes MatMul and Add a Gemm before it looks for integers, and then finds none."""
+    """The Add of a bias as Sum: ONNX Runtime makes MatMul and Add a Gemm before it looks for what it computes in integers or with
+    stored 8-bit weights (MatMulIntegerToFloat, MatMulNBits), and then finds nothing."""
     followers = [node for node in model.graph.node if product.output[0] in node.input]
     if product.op_type == MATMUL and len(followers) == 1 and followers[0].op_type == "Add":
         followers[0].op_type = "Sum"

@@ -35,32 +35,28 @@ class Quantized:
         extra = {"scale": self.scale, "input_scale": self.input_scale, "output_scale": self.output_scale}
         return {name: self.weight} | {f"{name}.{key}": value for key, value in extra.items() if value is not None}
 
-    def real(self, product: Product) -> Tensor:
-        """The weight that the stored one stands for, float32."""
-        return self.weight.float() * along(self.scale, product)
 
-
-def quantize_weight(weight: Tensor, product: Product, form: Format) -> tuple[Tensor, Tensor]:
+def quantize_weight(weight: Tensor, axis: int, form: Format) -> tuple[Tensor, Tensor]:
     """The rounded weight and its scale: the largest magnitude of an output channel, or of all, becomes the largest stored number.
 
     A channel of zeros gets the smallest scale there is and stays zero.
+
+    Args:
+        weight: of a product.
+        axis: its output channels.
+        form: to round to.
     """
-    values = weight.float().abs()
-    if form.per_channel:
-        other = [axis for axis in range(values.dim()) if axis != product.axis]
-        values = values.amax(dim=other)
-    else:
-        values = values.max()
-    scale = exact_scale(values / form.largest)
-    return form.quantize(weight, along(scale, product)), scale
+    summed = [other for other in range(weight.dim()) if other != axis or not form.per_channel]
+    scale = exact_scale(weight.float().abs().amax(dim=summed) / form.largest)
+    return form.quantize(weight, along(scale, axis, weight.dim())), scale
 
 
-def along(scale: Tensor, product: Product) -> Tensor:
-    """A scale shaped to multiply the product's weight."""
+def along(scale: Tensor, axis: int, dimensions: int) -> Tensor:
+    """A scale shaped to multiply a weight of so many dimensions."""
     if scale.dim() == 0:
         return scale
-    shape = [1] * len(product.shape)
-    shape[product.axis] = -1
+    shape = [1] * dimensions
+    shape[axis] = -1
     return scale.view(shape)
 
 
@@ -71,7 +67,7 @@ def quantize(
     form = treatment.weight
     if form is None:
         raise ValueError(f"{product.name} stays as it is: {treatment.name}")
-    stored, scale = quantize_weight(weight, product, form)
+    stored, scale = quantize_weight(weight, product.axis, form)
     if not treatment.activations:
         return Quantized(stored, scale)
     if input_range is None:

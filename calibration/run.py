@@ -1,45 +1,78 @@
-"""Bundle to quantised bundle: collect → ranges → Q/DQ → write. The folder appears complete or not at all."""
+"""Bundle to quantised bundle: collect → migrate → ranges → choose → Q/DQ → write. The folder appears complete or not at all."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from onnx import ModelProto
-from safetensors import safe_open
+from torch import Tensor
 
 from hart_edge.runtime.bundle import CERTIFICATE, MANIFEST, WEIGHTS, Bundle, FileEntry, Manifest
 from hart_edge.runtime.errors import InputError
 from hart_edge.runtime.files import sha256_of, writable_folder
 
-from .collect import Collector, Key, Progress, check_bundle
-from .graphs import load_graph
-from .products import Product, find_products, groups_of
-from .qdq import Insertion, insert
-from .quantized import Quantized, quantize
-from .ranges import RANGES, check_range
-from .schemes import Scheme, Treatment, scheme_of
-from .statistics import Histogram
+from .collect import Collector, Progress, check_bundle
+from .graphs import load_graph, open_with
+from .material import Material, graphs_of, open_weights, products_of
+from .migrate import Migration, choose
+from .products import CONV
+from .ranges import check_range
+from .replay import record
+from .schemes import WEIGHT_ONLY, Scheme, Treatment, scheme_of
+from .sensitivity import Row, Score, Sensitivity, decide, judged, limits_of, measure, read_choice
+from .sites import find_sites
 from .write import place, write_weights
 
 RANGE = "mse"
+REPLAYED = 4
+"""Prompts, of those to calibrate with, that are replayed to judge the whole; single groups are judged by half of them."""
 
 
 def no_progress(what: str, done: int, total: int) -> None:
     """Report nothing."""
 
 
+@dataclass(frozen=True)
+class Request:
+    """What is asked of calibration.
+
+    Attributes:
+        scheme: a name of `SCHEMES`.
+        prompts: what to calibrate with, one run each; of the first few the sensitivity pass makes its recording.
+        range_: a name of `RANGES`.
+    """
+
+    scheme: str
+    prompts: tuple[str, ...]
+    range_: str = RANGE
+
+    def __post_init__(self) -> None:
+        scheme_of(self.scheme)
+        check_range(self.range_)
+        if not self.prompts:
+            raise InputError("no prompts to calibrate with; expected one or more.", "Write one prompt a line.")
+
+    def facts(self) -> dict[str, Any]:
+        """For manifests and reports; the prompts as their number and hash."""
+        digest = hashlib.sha256("\n".join(self.prompts).encode()).hexdigest()
+        return {
+            "scheme": self.scheme,
+            "range": self.range_,
+            "prompts": {"count": len(self.prompts), "sha256": digest},
+        }
+
+
 def calibrate(
     bundle: Bundle,
     target: Path,
-    prompts: Sequence[str],
-    scheme: str = "w8a8",
-    range_: str = RANGE,
+    request: Request,
+    choice: Path | None = None,
     overwrite: bool = False,
     progress: Progress = no_progress,
 ) -> Bundle:
@@ -48,98 +81,106 @@ def calibrate(
     Args:
         bundle: fp32 or fp16, checked; the quantised one keeps its float type for everything that is not quantised.
         target: bundle folder to make.
-        prompts: what to calibrate with, one run each.
-        scheme: a name of `SCHEMES`.
-        range_: a name of `RANGES`.
+        request: how.
+        choice: a sensitivity file (`hart-edge sensitivity --json`); without one the pass is run.
         overwrite: replace an existing bundle.
         progress: told what is being done.
     """
-    chosen = scheme_of(scheme)
-    check_range(range_)
-    check_bundle(bundle)
-    if not prompts:
-        raise InputError("no prompts to calibrate with; expected one or more.")
     if overwrite and target.exists() and not (target / MANIFEST).is_file():
         raise InputError(f"{target} is no bundle and is not overwritten.", "Choose another folder or remove it yourself.")
+    check_bundle(bundle)
+    scheme = scheme_of(request.scheme)
     with writable_folder(target, overwrite) as folder:
-        graphs = {name: load_graph(bundle, name) for name in chosen.engines if name in bundle.manifest.engines}
-        products = [product for name, graph in graphs.items() for product in find_products(graph, name)]
-        histograms = _collect(bundle, graphs, products, prompts, progress)
-        treatments = {group: chosen.treatment for group in groups_of(products)}
-        numbers = _quantize(bundle, products, treatments, histograms, range_)
+        material = prepare(bundle, request, progress)
+        if choice is None:
+            found = sense(bundle, material, request, progress=progress)
+            treatments, facts = found.treatments, {"damage": asdict(found.total), "limits": found.limits}
+        else:
+            treatments, facts = read_choice(choice, scheme, list(material.groups)), {}
         progress("writing", 0, 1)
-        _write(bundle, folder, graphs, products, treatments, numbers)
-        facts = {
-            "scheme": chosen.name,
+        _write(bundle, folder, material, treatments)
+        section = request.facts() | {
             "floats": bundle.manifest.floats,
             "groups": {group: treatment.name for group, treatment in treatments.items()},
-            "range": range_,
-            "prompts": {"count": len(prompts), "sha256": hashlib.sha256("\n".join(prompts).encode()).hexdigest()},
+            "folded": _folded(material, treatments),
         }
-        _write_manifest(bundle, folder, chosen, facts)
+        _write_manifest(bundle, folder, scheme, section | facts)
     return Bundle(target, check_files=False)
 
 
-def _collect(
-    bundle: Bundle, graphs: Mapping[str, ModelProto], products: Sequence[Product], prompts: Sequence[str], progress: Progress
-) -> dict[Key, Histogram]:
-    collector = Collector(bundle, graphs, products, prompts)
+def prepare(bundle: Bundle, request: Request, progress: Progress = no_progress) -> Material:
+    """Collect statistics, choose the migration, and collect distributions after it; nothing of it where no activation is rounded."""
+    scheme, nothing = scheme_of(request.scheme), Migration({})
+    graphs = graphs_of(bundle, scheme)
+    products = products_of(graphs)
+    rounded = [product for product in products if scheme.engines[product.engine].activations]
+    if not rounded:
+        return Material(bundle, graphs, products, nothing, {}, request.range_)
+    collector = Collector(bundle, graphs, rounded, request.prompts)
     peaks = collector.peaks(progress)
-    return collector.histograms(peaks, {}, progress)
+    sites = [site for name, graph in graphs.items() for site in find_sites(graph, name, rounded)] if scheme.migrate else []
+    progress("migrating", 0, 1)
+    with open_weights(bundle) as weights:
+        migration = choose(sites, peaks, weights.get_tensor, request.range_)
+    return Material(bundle, graphs, products, migration, collector.histograms(peaks, migration.divisors, progress), request.range_)
 
 
-def _quantize(
-    bundle: Bundle, products: Sequence[Product], treatments: Mapping[str, Treatment], histograms: Mapping[Key, Histogram], range_: str
-) -> dict[str, Quantized]:
-    numbers, search = {}, RANGES[range_]
-    with safe_open(bundle.file(WEIGHTS), framework="pt") as weights:
-        for product in products:
-            treatment = treatments[product.group]
-            if treatment.weight is None:
-                continue
-            ranges = []
-            for tensor in (product.source, product.output):
-                histogram = histograms.get((product.engine, tensor)) if treatment.activations else None
-                ranges.append(None if histogram is None else search(histogram, treatment.weight))
-            numbers[product.name] = quantize(product, weights.get_tensor(product.name), treatment, ranges[0], ranges[1])
-    return numbers
+def sense(
+    bundle: Bundle, material: Material, request: Request, score: Score | None = None, every: bool = False, progress: Progress = no_progress
+) -> Sensitivity:
+    """The sensitivity pass.
+
+    Args:
+        bundle: the float bundle that is recorded.
+        material: made of it.
+        request: scheme and prompts.
+        score: judges pictures of every group; None leaves them out.
+        every: measure every group even where the whole keeps its limits at once.
+        progress: told what is being done.
+    """
+    scheme = scheme_of(request.scheme)
+    with open_with(bundle, {}) as pipe:
+        recorded = record(pipe, request.prompts[:REPLAYED])
+        float_score = None if score is None else score(pipe)
+    rows: list[Row] = measure(material, scheme, judged(recorded), score, progress) if every else []
+    treatments, total, rows = decide(material, scheme, recorded, rows, progress)
+    names = {group: treatment.name for group, treatment in treatments.items()}
+    return Sensitivity(scheme.name, tuple(rows), names, total, float_score, limits_of(scheme))
 
 
-def _write(
-    bundle: Bundle,
-    folder: Path,
-    graphs: Mapping[str, ModelProto],
-    products: Sequence[Product],
-    treatments: Mapping[str, Treatment],
-    numbers: Mapping[str, Quantized],
-) -> None:
-    changed = {key: value for name, quantized in numbers.items() for key, value in quantized.tensors(name).items()}
-    placements = write_weights(bundle, folder / WEIGHTS, changed)
-    for name in bundle.manifest.engines:
+def _write(bundle: Bundle, folder: Path, material: Material, treatments: Mapping[str, Treatment]) -> None:
+    graphs, tensors = dict(material.graphs), dict[str, Tensor]()
+    for name in material.graphs:
+        graphs[name], own = material.changed(name, treatments)
+        tensors |= own
+    placements = write_weights(bundle, folder / WEIGHTS, tensors)
+    for name, file in bundle.manifest.engines.items():
         graph = graphs.get(name) or load_graph(bundle, name)
-        own = [product for product in products if product.engine == name and product.name in numbers]
-        if own:
-            insert(graph, {p.weight: Insertion(p, treatments[p.group], numbers[p.name]) for p in own})
         place(graph, name, placements)
-        (folder / bundle.manifest.engines[name]).write_bytes(graph.SerializeToString(deterministic=True))
+        (folder / file).write_bytes(graph.SerializeToString(deterministic=True))
     for name in bundle.manifest.files:
-        if not (folder / name).exists() and name != CERTIFICATE:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        if name != CERTIFICATE and not (folder / name).exists():
             shutil.copyfile(bundle.file(name), folder / name)
 
 
-def _write_manifest(bundle: Bundle, folder: Path, scheme: Scheme, facts: dict[str, Any]) -> None:
+def _folded(material: Material, treatments: Mapping[str, Treatment]) -> list[str]:
+    """Engines with convolutions of stored weights and float activations; of matrix products ONNX Runtime takes the weights as stored."""
+    convolutions = {product.engine for product in material.products if product.kind == CONV and treatments[product.group] is WEIGHT_ONLY}
+    rounding = {product.engine for product in material.products if treatments[product.group].activations}
+    return sorted(convolutions - rounding)
+
+
+def _write_manifest(bundle: Bundle, folder: Path, scheme: Scheme, section: dict[str, Any]) -> None:
     old = bundle.manifest
-    files = {path.name: FileEntry(path.stat().st_size, sha256_of(path)) for path in sorted(folder.iterdir())}
     manifest = Manifest(
         model=old.model,
         precision=scheme.precision,
         engines=old.engines,
-        files=files,
+        files={path.name: FileEntry(path.stat().st_size, sha256_of(path)) for path in sorted(folder.iterdir())},
         text=old.text,
         source=old.source | {"bundle_sha256": sha256_of(bundle.root / MANIFEST)},
         tools=old.tools | {name: version(name) for name in ("onnx", "onnxruntime", "torch", "hart-edge")},
         defaults=old.defaults,
-        quantization=facts,
+        quantization=section,
     )
     (folder / MANIFEST).write_text(json.dumps(manifest.to_json(), indent=1) + "\n", encoding="utf-8")

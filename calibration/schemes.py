@@ -6,6 +6,7 @@ file, and whether its input is rounded to the same format, so that the product i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -69,32 +70,38 @@ class Scheme:
 
     Attributes:
         name: as the command line says it; precision: as the manifest does.
-        treatment: of the products whose error allows it.
-        fallback: of the others.
-        engines: whose products take part; the rest keep `rest`.
+        engines: what is done to the products of an engine; engines that are not named keep their floats.
+        fallback: of groups of products that would cost too much.
         migrate: move the spread of activations into weights first (migrate.py).
     """
 
     name: str
     precision: str
-    treatment: Treatment
+    engines: Mapping[str, Treatment]
     fallback: Treatment
-    engines: tuple[str, ...]
-    rest: Treatment
     migrate: bool
 
+    @property
+    def rounds_activations(self) -> bool:
+        return any(treatment.activations for treatment in self.engines.values())
 
-_PRODUCTS = ("text_encoder", "context", "transformer", "residual_condition", "residual_step", "decoder")
+
+_TEXT, _BLOCKS, _DIFFUSION = "text_encoder", "transformer", "residual_step"
+_PRODUCTS = (_TEXT, "context", _BLOCKS, "residual_condition", _DIFFUSION)
 
 SCHEMES = {
     scheme.name: scheme
     for scheme in (
-        Scheme("weight-only", "int8-weight-only", WEIGHT_ONLY, FLOAT, _PRODUCTS, FLOAT, migrate=False),
-        Scheme("w8a8", "int8-w8a8", W8A8, WEIGHT_ONLY, _PRODUCTS, FLOAT, migrate=True),
-        Scheme("fp8", "fp8", FP8_BOTH, FLOAT, ("text_encoder", "transformer", "residual_step"), FLOAT, migrate=False),
+        Scheme("weight-only", "int8-weight-only", dict.fromkeys((*_PRODUCTS, "decoder"), WEIGHT_ONLY), FLOAT, migrate=False),
+        Scheme("w8a8", "int8-w8a8", {**dict.fromkeys(_PRODUCTS, W8A8), "decoder": WEIGHT_ONLY}, WEIGHT_ONLY, migrate=True),
+        Scheme("w8a8-decoder", "int8-w8a8", dict.fromkeys((*_PRODUCTS, "decoder"), W8A8), WEIGHT_ONLY, migrate=True),
+        Scheme("fp8", "fp8", dict.fromkeys((_TEXT, _BLOCKS, _DIFFUSION), FP8_BOTH), FLOAT, migrate=False),
     )
 }
-"""`transition` takes part in none: it adds up the latent over all scales in float32, and is tiny."""
+"""`transition` takes part in none: it adds up the latent over all scales in float32, and is tiny. Attention, its products of
+activations, stays float in all. The decoder in integers is faster on a CPU only where its two largest levels take part, and those
+cost most of its quality (docs/measurements.md); `w8a8-decoder` is for trying that.
+"""
 
 
 def scheme_of(name: str) -> Scheme:

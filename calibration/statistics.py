@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from hart_edge.runtime.engine import Array
 from hart_edge.runtime.errors import InputError
@@ -18,28 +19,31 @@ BINS = 2048
 SAMPLE = 1 << 20
 """Values of one tensor and call that go into a histogram at most, evenly spaced; the largest magnitude is taken of all."""
 
+ROWS = 64
+"""Rows of a tensor that are kept of every case."""
+
 Float64 = npt.NDArray[np.float64]
 
 
 @dataclass
 class Peaks:
-    """First pass: largest magnitudes.
+    """First pass: largest magnitudes, and rows to try things on.
 
     Attributes:
         channels: [K], over everything seen.
-        cases: largest magnitude by case.
         low, high: smallest and largest value.
+        samples: up to ROWS rows [K] by case, those with the largest magnitudes among them.
     """
 
     channels: Float64 | None = None
-    cases: dict[str, float] = field(default_factory=dict)
     low: float = float("inf")
     high: float = float("-inf")
+    samples: dict[str, Array] = field(default_factory=dict)
 
     def add(self, values: Array, axis: int, case: str, what: str) -> None:
         """Take in one tensor, [.., K, ..] with K at `axis`; InputError, calling it `what`, when a value is not finite."""
-        moved = np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis])
-        highest, lowest = moved.max(axis=0).astype(np.float64), moved.min(axis=0).astype(np.float64)
+        rows = np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis])
+        highest, lowest = rows.max(axis=0).astype(np.float64), rows.min(axis=0).astype(np.float64)
         if not (np.isfinite(highest).all() and np.isfinite(lowest).all()):
             raise InputError(
                 f"{what} has values that are not finite ({case}).",
@@ -47,8 +51,19 @@ class Peaks:
             )
         peaks = np.maximum(np.abs(highest), np.abs(lowest))
         self.channels = peaks if self.channels is None else np.maximum(self.channels, peaks)
-        self.cases[case] = max(self.cases.get(case, 0.0), float(peaks.max()))
         self.low, self.high = min(self.low, float(lowest.min())), max(self.high, float(highest.max()))
+        if case not in self.samples:
+            self.samples[case] = _sample(rows)
+
+    @property
+    def largest(self) -> torch.Tensor:
+        """`channels` as a tensor."""
+        return torch.as_tensor(self.channels)
+
+    @property
+    def rows(self) -> torch.Tensor:
+        """All samples, float32 [N, K]."""
+        return torch.from_numpy(np.concatenate(list(self.samples.values())).astype(np.float32))
 
     def check(self, what: str) -> None:
         """InputError for a tensor that never changes: no range can be learned from it."""
@@ -89,3 +104,13 @@ class Histogram:
     def centres(self) -> Float64:
         """Magnitude in the middle of every bin."""
         return (np.arange(BINS) + 0.5) * (self.top / BINS)
+
+
+def _sample(rows: Array) -> Array:
+    """Up to ROWS of the rows: an eighth with the largest magnitudes, the rest evenly spaced."""
+    if len(rows) <= ROWS:
+        return rows.copy()
+    magnitude = np.abs(rows).max(axis=1)
+    top = np.argsort(-magnitude, kind="stable")[: ROWS // 8]
+    spread = np.linspace(0, len(rows) - 1, ROWS - len(top)).astype(np.int64)
+    return rows[np.concatenate([top, spread])]

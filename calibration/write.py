@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from onnx import ModelProto, TensorProto
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -46,3 +47,13 @@ def place(model: ModelProto, engine: str, placements: Mapping[str, Placement]) -
             del tensor.external_data[:]
             for key, value in (("location", WEIGHTS), ("offset", where.offset), ("length", where.nbytes)):
                 tensor.external_data.add(key=key, value=str(value))
+
+
+def embed(model: ModelProto, engine: str, tensors: Mapping[str, Tensor]) -> None:
+    """Put tensors into the graph itself, in place of the weights file."""
+    for initializer in model.graph.initializer:
+        value = tensors.get(f"{engine}.{initializer.name}")
+        if value is not None:
+            del initializer.external_data[:]
+            initializer.data_location = TensorProto.DEFAULT
+            initializer.raw_data = value.contiguous().view(-1).view(torch.uint8).numpy().tobytes()

@@ -69,6 +69,11 @@ class Manifest:
         """The type that everything is in which is not quantised, and that the engines' bindings have: "fp32" or "fp16"."""
         return self.precision if self.quantization is None else str(self.quantization["floats"])
 
+    @property
+    def folded(self) -> tuple[str, ...]:
+        """Engines whose weights ONNX Runtime should dequantise once, when it loads them: it has no kernel that takes them as stored."""
+        return () if self.quantization is None else tuple(self.quantization["folded"])
+
     def to_json(self) -> dict[str, Any]:
         return {
             "schema": SCHEMA,
@@ -108,12 +113,7 @@ class Manifest:
     def _check(self) -> None:
         if self.precision not in PRECISIONS:
             raise BundleError(f"{MANIFEST}: precision {self.precision!r}; expected one of {PRECISIONS}.", REEXPORT)
-        if (self.precision in QUANTIZED) != (self.quantization is not None) or self.floats not in FLOATS:
-            raise BundleError(
-                f"{MANIFEST}: precision {self.precision!r} with quantization {self.quantization!r}; expected a section that names "
-                f"its floats, one of {FLOATS}, for a quantised bundle alone.",
-                REEXPORT,
-            )
+        self._check_quantization()
         missing = [name for name in ENGINES[1:] if name not in self.engines]
         foreign = [file for file in self.engines.values() if file not in self.files]
         if missing or foreign or WEIGHTS not in self.files:
@@ -126,6 +126,14 @@ class Manifest:
             parse_options(self.defaults)
         except InputError as error:
             raise BundleError(f"{MANIFEST}: defaults: {error.message}", REEXPORT) from error
+
+    def _check_quantization(self) -> None:
+        """A quantised bundle, and no other, says what its floats are and which engines are folded."""
+        if (self.precision in QUANTIZED) != (self.quantization is not None):
+            raise BundleError(f"{MANIFEST}: precision {self.precision!r} does not go with quantization {self.quantization!r}.", REEXPORT)
+        unknown = [name for name in self.folded if name not in self.engines]
+        if self.floats not in FLOATS or unknown:
+            raise BundleError(f"{MANIFEST}: quantization: floats {self.floats!r}, folded engines {unknown}; expected {FLOATS}.", REEXPORT)
 
 
 class Bundle:
@@ -186,6 +194,11 @@ class Bundle:
     def bytes(self) -> int:
         """Size of all listed files."""
         return sum(entry.bytes for entry in self.manifest.files.values())
+
+
+def folded_engines(root: Path) -> tuple[str, ...]:
+    """`Manifest.folded` of the bundle in a folder; none where there is no bundle."""
+    return _read_manifest(root).folded if (root / MANIFEST).is_file() else ()
 
 
 def bundled_folder() -> Path:
