@@ -11,6 +11,7 @@ from onnx import ModelProto
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from hart_edge.export.stored import exponents_of, move
 from hart_edge.runtime.bundle import WEIGHTS, Bundle
 from hart_edge.runtime.engine import Engine
 from hart_edge.runtime.errors import BundleError
@@ -19,7 +20,7 @@ from hart_edge.runtime.spec import REEXPORT
 
 from .collect import Key
 from .graphs import MemoryEngine, load_graph, open_with
-from .migrate import Migration, apply
+from .migrate import Migration
 from .products import CONV, Product, find_products, groups_of
 from .qdq import Insertion, insert
 from .quantized import quantize
@@ -68,7 +69,7 @@ class Material:
         tensors = dict(factors)
         with open_weights(self.bundle) as weights:
             for name in {key.rpartition(".")[0] for key in factors}:
-                tensors[name] = apply(weights.get_tensor(name), name, factors)
+                tensors[name] = move(weights.get_tensor(name), *exponents_of(name, factors))
             for product, treatment in chosen.items():
                 if treatment.weight is not None:
                     weight = tensors[product.name] if product.name in tensors else weights.get_tensor(product.name)

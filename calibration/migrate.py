@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hart_edge.export.stored import COLUMNS, ROWS, move
+
 from .collect import Key
 from .quantized import quantize_weight
 from .ranges import RANGES
@@ -45,24 +47,12 @@ class Migration:
         return {tensor: torch.exp2(e.double()) for site, e in self.exponents.items() for tensor in site.tensors}
 
     def factors(self, sites: Iterable[Site]) -> dict[str, Tensor]:
-        """What the migration of these sites does to weights, as int8 exponents to be kept beside them.
-
-        `NAME.columns` [last axis] of a divided weight and `NAME.rows` [first axis] of a multiplied one: stored = original ·
-        2^rows[:, None] · 2^columns. With them the original can be had back and checked.
-        """
+        """What the migration of these sites does to weights, as exponents that are kept beside them (export/stored.py)."""
         found: dict[str, Tensor] = {}
         for site in sites:
-            found[f"{site.divided}.columns"] = -self.exponents[site]
-            found |= {f"{name}.rows": self.exponents[site] for name in site.multiplied}
+            found[f"{site.divided}.{COLUMNS}"] = -self.exponents[site]
+            found |= {f"{name}.{ROWS}": self.exponents[site] for name in site.multiplied}
         return found
-
-
-def apply(weight: Tensor, name: str, factors: Mapping[str, Tensor]) -> Tensor:
-    """The weight called `name` after a migration with these factors; in its own type, in which nothing rounds."""
-    columns, rows = factors.get(f"{name}.columns"), factors.get(f"{name}.rows")
-    if columns is not None:
-        weight = _scaled(weight, columns)
-    return weight if rows is None else _scaled(weight.T, rows).T.contiguous()
 
 
 def choose(sites: Sequence[Site], peaks: Mapping[Key, Peaks], weight: Weight, range_: str) -> Migration:
@@ -109,12 +99,7 @@ def _error(site: Site, peaks: Mapping[Key, Peaks], weight: Weight, range_: str, 
     return sum(errors) / len(errors)
 
 
-def _scaled(weight: Tensor, exponent: Tensor) -> Tensor:
-    """weight · 2^exponent along the last axis, in the weight's type."""
-    return (weight.double() * torch.exp2(exponent.double())).to(weight.dtype)
-
-
 def _exact(weight: Tensor, exponent: Tensor) -> Tensor:
     """Channels of the last axis that come back from scaling unchanged."""
-    back = _scaled(_scaled(weight, exponent), -exponent) == weight
+    back = move(move(weight, None, exponent), None, -exponent) == weight
     return back if back.dim() == 1 else back.all(dim=0)

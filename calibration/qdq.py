@@ -20,6 +20,9 @@ from .quantized import Quantized
 from .schemes import Format, Treatment
 
 ZERO = "quantized_zero"
+OPSET = 21
+"""First in which a scale may be float16 and which ONNX Runtime's CUDA provider normalises (export/engines.py); what the decoder's
+graph of opset 18 has besides is the same in it."""
 
 
 @dataclass
@@ -70,6 +73,9 @@ def insert(model: ModelProto, insertions: Mapping[str, Insertion]) -> None:
         model: of one engine.
         insertions: by weight; every one names a product of this graph.
     """
+    for entry in model.opset_import if insertions else ():
+        if entry.domain == "":
+            entry.version = max(entry.version, OPSET)
     for form in {i.treatment.weight for i in insertions.values() if i.treatment.weight is not None}:
         _insert(model, form, {w: i for w, i in insertions.items() if i.treatment.weight is form})
 

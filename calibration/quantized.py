@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hart_edge.export.stored import INPUT_SCALE, OUTPUT_SCALE, SCALE, along_outputs
+
 from .products import Product
 from .schemes import Format, Treatment, exact_scale
 
@@ -32,7 +34,7 @@ class Quantized:
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """By name in the weights file, where the weight is called `name`."""
-        extra = {"scale": self.scale, "input_scale": self.input_scale, "output_scale": self.output_scale}
+        extra = {SCALE: self.scale, INPUT_SCALE: self.input_scale, OUTPUT_SCALE: self.output_scale}
         return {name: self.weight} | {f"{name}.{key}": value for key, value in extra.items() if value is not None}
 
 
@@ -48,16 +50,7 @@ def quantize_weight(weight: Tensor, axis: int, form: Format) -> tuple[Tensor, Te
     """
     summed = [other for other in range(weight.dim()) if other != axis or not form.per_channel]
     scale = exact_scale(weight.float().abs().amax(dim=summed) / form.largest)
-    return form.quantize(weight, along(scale, axis, weight.dim())), scale
-
-
-def along(scale: Tensor, axis: int, dimensions: int) -> Tensor:
-    """A scale shaped to multiply a weight of so many dimensions."""
-    if scale.dim() == 0:
-        return scale
-    shape = [1] * dimensions
-    shape[axis] = -1
-    return scale.view(shape)
+    return form.quantize(weight, along_outputs(scale, weight.shape)), scale
 
 
 def quantize(

@@ -16,6 +16,7 @@ from torch import Tensor
 from hart_edge.runtime.bundle import CERTIFICATE, MANIFEST, WEIGHTS, Bundle, FileEntry, Manifest
 from hart_edge.runtime.errors import InputError
 from hart_edge.runtime.files import sha256_of, writable_folder
+from hart_edge.runtime.pipeline import Pipeline
 
 from .collect import Collector, Progress, check_bundle
 from .graphs import load_graph, open_with
@@ -96,7 +97,7 @@ def calibrate(
             found = sense(bundle, material, request, progress=progress)
             treatments, facts = found.treatments, {"damage": asdict(found.total), "limits": found.limits}
         else:
-            treatments, facts = read_choice(choice, scheme, list(material.groups)), {}
+            treatments, facts = read_choice(choice, scheme, material.groups), {}
         progress("writing", 0, 1)
         _write(bundle, folder, material, treatments)
         section = request.facts() | {
@@ -106,6 +107,39 @@ def calibrate(
         }
         _write_manifest(bundle, folder, scheme, section | facts)
     return Bundle(target, check_files=False)
+
+
+def sensitivity(bundle: Bundle, request: Request, score: int = 0, progress: Progress = no_progress) -> tuple[Sensitivity, dict[str, Any]]:
+    """The sensitivity of every group, and what it was found with.
+
+    Args:
+        bundle: fp32 or fp16, checked.
+        request: how to quantise.
+        score: held-out prompts of the shapes data set to draw with every group; 0 for none.
+        progress: told what is being done.
+    """
+    check_bundle(bundle)
+    material = prepare(bundle, request, progress)
+    found = sense(bundle, material, request, _score(score) if score else None, every=True, progress=progress)
+    facts = {"bundle": bundle.root.resolve().name, "bundle_sha256": sha256_of(bundle.root / MANIFEST), "scored": score}
+    return found, request.facts() | facts
+
+
+def _score(count: int) -> Score:
+    from hart_edge.export.evaluate import engine_painter, evaluate, held_out_prompts
+
+    prompts = held_out_prompts(count)
+
+    def score(pipe: Pipeline) -> float:
+        return evaluate(engine_painter(pipe), prompts, pipe.defaults).shares["all_correct"] or 0.0
+
+    return score
+
+
+def fallen(section: Mapping[str, Any]) -> list[str]:
+    """Groups of a manifest's quantization section that are not treated as their scheme would like."""
+    engines = scheme_of(section["scheme"]).engines
+    return [group for group, name in section["groups"].items() if name != engines[group.partition(".")[0]].name]
 
 
 def prepare(bundle: Bundle, request: Request, progress: Progress = no_progress) -> Material:

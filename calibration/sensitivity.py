@@ -19,8 +19,9 @@ from hart_edge.runtime.pipeline import Pipeline
 
 from .collect import Progress
 from .material import Material
+from .products import Product
 from .replay import Damage, Recorded, replay
-from .schemes import TREATMENTS, Scheme, Treatment
+from .schemes import FLOAT, TREATMENTS, Scheme, Treatment
 
 Score = Callable[[Pipeline], float]
 """Share of right pictures that a pipeline draws."""
@@ -32,12 +33,14 @@ class Row:
 
     Attributes:
         group: its name.
+        treatment: that it was given, by name.
         weights: how many numbers its weights have.
         damage: against the float engines.
         score: share of right pictures; None where none were drawn.
     """
 
     group: str
+    treatment: str
     weights: int
     damage: Damage
     score: float | None = None
@@ -77,9 +80,11 @@ def measure(material: Material, scheme: Scheme, recorded: Sequence[Recorded], sc
     rows, groups = [], material.groups
     for done, (group, products) in enumerate(groups.items()):
         progress(f"sensitivity of {group}", done, len(groups))
-        with material.pipeline({group: scheme.engines[products[0].engine]}) as (pipe, changed):
+        treatment = scheme.engines[products[0].engine]
+        with material.pipeline({group: treatment}) as (pipe, changed):
             weights = sum(math.prod(product.shape) for product in products)
-            rows.append(Row(group, weights, replay(pipe, recorded, changed), None if score is None else score(pipe)))
+            damage, right = replay(pipe, recorded, changed), None if score is None else score(pipe)
+            rows.append(Row(group, treatment.name, weights, damage, right))
     return rows
 
 
@@ -146,15 +151,19 @@ def limits_of(scheme: Scheme) -> dict[str, str]:
     return {name: str(gate) for name, gate in QUANTIZATION[scheme.precision].items()}
 
 
-def read_choice(path: Path, scheme: Scheme, groups: Sequence[str]) -> dict[str, Treatment]:
+def read_choice(path: Path, scheme: Scheme, groups: Mapping[str, Sequence[Product]]) -> dict[str, Treatment]:
     """The choice of a sensitivity file; InputError when it was made for another scheme or model."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         found, choice = str(content["scheme"]), {str(g): TREATMENTS[str(name)] for g, name in content["choice"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is no sensitivity file: {type(error).__name__}: {error}.", "Make one: hart-edge sensitivity.") from error
-    other = sorted(set(choice) ^ set(groups))
-    if found != scheme.name or other:
-        what = f"scheme {found}" if found != scheme.name else f"another model: group {other[0]}"
+    if found != scheme.name or set(choice) != set(groups):
+        what = f"scheme {found}" if found != scheme.name else f"another model: group {min(set(choice) ^ set(groups))}"
         raise InputError(f"{path} is for {what}; expected scheme {scheme.name} and the groups of this bundle.", "Make it again.")
+    for group, treatment in choice.items():
+        possible = (scheme.engines[groups[group][0].engine], scheme.fallback, FLOAT)
+        if treatment not in possible:
+            names = ", ".join(dict.fromkeys(one.name for one in possible))
+            raise InputError(f"{path}: group {group} is to be {treatment.name}; scheme {scheme.name} knows {names} there.", "Correct it.")
     return choice

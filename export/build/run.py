@@ -8,18 +8,22 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from hart_edge.runtime.bundle import Bundle
+from hart_edge.runtime.bundle import QUANTIZED, Bundle
 from hart_edge.runtime.errors import InputError
 from hart_edge.runtime.files import sha256_of, writable_folder
 
 from . import process
-from .backends import BACKENDS, check_targets
+from .backends import BACKENDS, NATIVE, check_targets
 from .builder import EngineJob
 from .process import BuildJob
 from .shapes import dimension_ranges
 
 SIDECAR = "engines.json"
 SCHEMA = 1
+FP8 = "fp8"
+BUILDABLE = ("fp16", *QUANTIZED)
+FP8_TARGETS = ("sm89", "sm120", NATIVE)
+"""Architectures with FP8 products, of those that the backends build for; `native` is the card of the machine, which TensorRT asks."""
 Progress = Callable[[str, int, int], None]  # what is being done, engines done, engines in all
 
 
@@ -32,7 +36,7 @@ def build_bundle(
     target: Path,
     backend: str = "tensorrt-rtx",
     targets: str | None = None,
-    precision: str = "fp16",
+    precision: str | None = None,
     batch: int = 4,
     overwrite: bool = False,
     progress: Progress = no_progress,
@@ -40,11 +44,11 @@ def build_bundle(
     """Build every engine of a bundle.
 
     Args:
-        bundle: a checked bundle in this precision.
+        bundle: a checked bundle: fp16, or a quantised one that was made of it.
         target: folder to make; it holds NAME.engine for every engine and `engines.json`.
         backend: a name of `BACKENDS`.
         targets: architectures separated by commas, such as "sm86,sm89"; None for all that the backend builds for.
-        precision: only "fp16".
+        precision: that the bundle must have; None takes any that can be built.
         batch: the largest number of pictures at a time.
         overwrite: replace a folder of engines.
         progress: told what is being done.
@@ -52,8 +56,9 @@ def build_bundle(
     Returns the content of `engines.json`. Two builds of the same bundle with the same tools agree in it but for the engines'
     hashes: TensorRT-RTX 1.7 numbers what varies in an order that changes from build to build. The sizes stay.
     """
-    chosen = check_targets(backend, targets)
+    precision = bundle.manifest.precision if precision is None else precision
     _check(bundle, precision, batch)
+    chosen = _targets(backend, targets, precision)
     BACKENDS[backend].require()
     if overwrite and target.exists() and not (target / SIDECAR).is_file():
         raise InputError(f"{target} holds no engines and is not overwritten.", "Choose another folder or remove it yourself.")
@@ -77,13 +82,31 @@ def build_bundle(
     return dict(json.loads(text))
 
 
+def _targets(backend: str, targets: str | None, precision: str) -> tuple[str, ...]:
+    """The architectures to build for; FP8 is for those that have it alone."""
+    chosen = check_targets(backend, targets)
+    if precision != FP8:
+        return chosen
+    able = tuple(target for target in chosen if target in FP8_TARGETS)
+    if not able or (targets is not None and able != chosen):
+        raise InputError(
+            f"{' '.join(chosen)}: FP8 runs on {', '.join(FP8_TARGETS)} only.", "Name those with --target, or build an INT8 bundle."
+        )
+    return able
+
+
 def _check(bundle: Bundle, precision: str, batch: int) -> None:
-    if precision != "fp16":
-        raise InputError(f"precision {precision!r} cannot be built; expected fp16.")
+    if precision not in BUILDABLE:
+        raise InputError(f"precision {precision!r} cannot be built; expected one of {', '.join(BUILDABLE)}.")
     if bundle.manifest.precision != precision:
         raise InputError(
             f"bundle {bundle.root} is {bundle.manifest.precision}; expected {precision}.",
-            "Export it again with `hart-edge export … --precision fp16`.",
+            "Export it again with `hart-edge export … --precision fp16`, or quantise that with `hart-edge calibrate`.",
+        )
+    if bundle.manifest.floats != "fp16":
+        raise InputError(
+            f"bundle {bundle.root} is {bundle.manifest.precision} with {bundle.manifest.floats} floats; expected fp16.",
+            "Quantise the fp16 bundle: `hart-edge calibrate FP16_BUNDLE …`.",
         )
     if batch < 1:
         raise InputError(f"batch is {batch}; expected 1 or more.")

@@ -26,6 +26,7 @@ app.command("export")(tools.export)
 app.command("verify")(tools.verify)
 app.command("build")(build.build)
 app.command("calibrate")(calibrate.calibrate)
+app.command("sensitivity")(calibrate.sensitivity)
 app.command("eval")(judge.evaluate)
 
 

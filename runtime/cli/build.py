@@ -18,7 +18,7 @@ def build(
     bundle: Annotated[Path | None, typer.Argument(help="Bundle folder [default: the bundled model, with -o].")] = None,
     backend: Annotated[str, typer.Option(help="tensorrt-rtx or tensorrt.")] = "tensorrt-rtx",
     target: Annotated[str | None, typer.Option(help="Architectures, such as sm86,sm89 [default: all that the backend builds for].")] = None,
-    precision: Annotated[str, typer.Option(help="fp16; the bundle must have it.")] = "fp16",
+    precision: Annotated[str | None, typer.Option(help="fp16 or a quantised one; the bundle must have it [default: the bundle's].")] = None,
     batch: Annotated[int, typer.Option(help="The largest number of pictures at a time.")] = 4,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder to make [default: BUNDLE/BACKEND].")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing engines.")] = False,
@@ -38,9 +38,10 @@ def build(
 def _table(sidecar: dict[str, Any], folder: Path) -> Table:
     title = f"{folder}: {sidecar['backend']}, {sidecar['precision']}, {' '.join(sidecar['targets'])}, batch 1–{sidecar['batch']}"
     table = Table(title=title, title_justify="left")
-    for name in ("engine", "size", "layers", "attention", "with lengths", "cache updates"):
+    for name in ("engine", "size", "layers", "attention", "with lengths", "cache updates", "quantize", "dequantize"):
         table.add_column(name, justify="left" if name == "engine" else "right")
     for name, facts in sidecar["engines"].items():
         counts = (sum(facts["layers"].values()), facts["attention"], facts["attention_lengths"], facts["kv_cache_updates"])
+        counts += facts["quantize"], facts["dequantize"]
         table.add_row(name, mebibytes(facts["bytes"]), *map(str, counts))
     return table
