@@ -10,7 +10,7 @@ from typing import TextIO
 import typer
 
 from ..errors import HartError, HartWarning
-from . import bench, build, calibrate, doctor, generate, inspect, judge, tools
+from . import bench, build, calibrate, compare, doctor, generate, inspect, judge, tools
 from .output import complain
 
 CANCELLED = 130  # 128 + SIGINT, as shells expect
@@ -27,6 +27,7 @@ app.command("verify")(tools.verify)
 app.command("build")(build.build)
 app.command("calibrate")(calibrate.calibrate)
 app.command("sensitivity")(calibrate.sensitivity)
+app.command("compare")(compare.compare)
 app.command("eval")(judge.evaluate)
 
 
