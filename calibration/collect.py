@@ -73,7 +73,8 @@ class Collector:
     def histograms(self, peaks: Mapping[Key, Peaks], divisors: Mapping[Key, Tensor], progress: Progress) -> dict[Key, Histogram]:
         """How often which magnitude occurs, in channels that are divided first where `divisors` [K] says so."""
         found = {}
-        for key, peak in peaks.items():
+        for key in (source.key for source in self._sources):
+            peak = peaks[key]
             found[key] = Histogram(float((peak.largest / divisors[key] if key in divisors else peak.largest).max()))
 
         def take(key: Key, values: Array, axis: int, case: str) -> None:
@@ -92,7 +93,8 @@ class Collector:
                 pipe.generate(prompt, seed=number + 1, options=options)
 
     def _watched(self, take: Take) -> dict[str, Engine]:
-        return {name: self._watch(name, [s for s in self._sources if s.key[0] == name], take) for name in self._graphs}
+        engines = dict.fromkeys(source.key[0] for source in self._sources)
+        return {name: self._watch(name, [s for s in self._sources if s.key[0] == name], take) for name in engines}
 
     def _watch(self, engine: str, sources: Sequence[Source], take: Take) -> Engine:
         graph = self._graphs[engine]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from onnx import ModelProto
@@ -23,10 +23,11 @@ from .graphs import MemoryEngine, load_graph, open_with
 from .migrate import Migration
 from .products import CONV, Product, find_products, groups_of
 from .qdq import Insertion, insert
-from .quantized import quantize
+from .quantized import Quantized, Ranges, quantize
 from .ranges import RANGES
-from .schemes import FLOAT, Scheme, Treatment
-from .statistics import Histogram
+from .schemes import Scheme, Treatment
+from .sites import Site
+from .statistics import Histogram, Peaks
 from .write import embed
 
 Treatments = Mapping[str, Treatment]
@@ -41,17 +42,21 @@ class Material:
         bundle: its weights and graphs are taken.
         graphs: of the engines that take part in the scheme.
         products: of those engines.
+        peaks: of every tensor that calibration watched.
         migration: that a product undergoes whose activations are rounded.
         histograms: of every tensor whose range may be needed, after the migration.
         range_: a name of `RANGES`.
+        made: numbers computed so far; see `_quantized`.
     """
 
     bundle: Bundle
     graphs: Mapping[str, ModelProto]
     products: Sequence[Product]
+    peaks: Mapping[Key, Peaks]
     migration: Migration
     histograms: Mapping[Key, Histogram]
     range_: str
+    made: dict[tuple[str, ...], Quantized] = field(default_factory=dict)
 
     @property
     def groups(self) -> dict[str, list[Product]]:
@@ -60,38 +65,50 @@ class Material:
     def changed(self, engine: str, treatments: Treatments) -> tuple[ModelProto, dict[str, Tensor]]:
         """An engine's graph with its products treated, and the tensors of the weights file that this changes or adds.
 
-        Groups that `treatments` does not name stay float.
+        Groups that `treatments` does not name keep their weights as they are.
         """
         graph, insertions = ModelProto(), {}
         graph.CopyFrom(self.graphs[engine])
-        chosen = {p: treatments.get(p.group, FLOAT) for p in self.products if p.engine == engine}
-        factors = self._factors(chosen)
+        chosen = {p: treatments[p.group] for p in self.products if p.engine == engine and p.group in treatments}
+        live = self._live(chosen)
+        factors = self.migration.factors(live)
         tensors = dict(factors)
         with open_weights(self.bundle) as weights:
             for name in {key.rpartition(".")[0] for key in factors}:
                 tensors[name] = move(weights.get_tensor(name), *exponents_of(name, factors))
             for product, treatment in chosen.items():
-                if treatment.weight is not None:
-                    weight = tensors[product.name] if product.name in tensors else weights.get_tensor(product.name)
-                    numbers = quantize(product, weight, treatment, *self._ranges(product, treatment))
+                weight = tensors[product.name] if product.name in tensors else weights.get_tensor(product.name)
+                if weight.dtype != treatment.weight.dtype:
+                    numbers = self._quantized(product, weight, treatment, live)
                     insertions[product.weight] = Insertion(product, treatment, numbers)
                     tensors |= numbers.tensors(product.name)
         insert(graph, insertions)
         return graph, tensors
 
-    def _factors(self, chosen: Mapping[Product, Treatment]) -> dict[str, Tensor]:
-        """Of the sites between whose weights an activation is rounded; the others gain nothing by it."""
-        rounded = {product.name for product, treatment in chosen.items() if treatment.activations}
-        return self.migration.factors(site for site in self.migration.exponents if rounded & set(site.multiplied))
+    def _quantized(self, product: Product, weight: Tensor, treatment: Treatment, live: Sequence[Site]) -> Quantized:
+        """The product's numbers, computed once for every treatment and every set of sites around it."""
+        around = [site.divided for site in live if product.name in (*site.multiplied, site.divided)]
+        key = (product.name, treatment.name, *around)
+        if key not in self.made:
+            self.made[key] = quantize(product, weight, treatment, self._ranges(product, treatment, live))
+        return self.made[key]
 
-    def _ranges(self, product: Product, treatment: Treatment) -> tuple[float | None, float | None]:
-        """Of the input and, of a convolution, the output."""
-        form = treatment.weight
-        if form is None or not treatment.activations:
-            return None, None
-        tensors = (product.source, product.output if product.kind == CONV else None)
-        found = [None if t is None else RANGES[self.range_](self.histograms[product.engine, t], form) for t in tensors]
-        return found[0], found[1]
+    def _live(self, chosen: Mapping[Product, Treatment]) -> list[Site]:
+        """Sites between whose weights an activation is rounded; the others gain nothing by a migration."""
+        rounded = {product.name for product, treatment in chosen.items() if treatment.activations}
+        return [site for site in self.migration.exponents if rounded & set(site.multiplied)]
+
+    def _ranges(self, product: Product, treatment: Treatment, live: Sequence[Site]) -> Ranges:
+        source, output = (product.engine, product.source), (product.engine, product.output)
+        gram = self.peaks[source].gram if source in self.peaks else None
+        if gram is not None and any(source in site.tensors for site in live):
+            divisor = self.migration.divisors[source]
+            gram = gram / divisor[:, None] / divisor
+        if not treatment.activations:
+            return Ranges(gram=gram)
+        search = RANGES[self.range_]
+        reach = search(self.histograms[output], treatment.weight) if product.kind == CONV else None
+        return Ranges(search(self.histograms[source], treatment.weight), reach, gram)
 
     @contextmanager
     def pipeline(self, treatments: Treatments) -> Iterator[tuple[Pipeline, set[str]]]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from hart_edge.export.stored import COLUMNS, ROWS, move
 
 from .collect import Key
-from .quantized import quantize_weight
+from .quantized import weight_scale
 from .ranges import RANGES
 from .schemes import INT8, exact_scale
 from .sites import Site
@@ -93,8 +93,9 @@ def _error(site: Site, peaks: Mapping[Key, Peaks], weight: Weight, range_: str, 
         rounded = INT8.quantize(moved, scale).float() * scale
         for name in products:
             w = weight(name).float()
-            stored, scales = quantize_weight(w * divisor[:, None], 1, INT8)
-            want, have = x @ w, rounded @ (stored.float() * scales)
+            migrated = w * divisor[:, None]
+            scales = weight_scale(migrated, 1, INT8)
+            want, have = x @ w, rounded @ (INT8.quantize(migrated, scales).float() * scales)
             errors.append(float(((have - want) ** 2).sum() / (want**2).sum().clamp_min(1e-30)))
     return sum(errors) / len(errors)
 

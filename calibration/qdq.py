@@ -1,6 +1,6 @@
 """Writes quantisation into a graph as explicit QuantizeLinear and DequantizeLinear nodes, which every backend reads.
 
-    weight      stored → DequantizeLinear(scale) → product
+    weight      stored → DequantizeLinear(scale) → product          (float16 in a graph of float32: Cast)
     activation  x → QuantizeLinear(input_scale) → DequantizeLinear(input_scale) → product
     convolution → QuantizeLinear(output_scale) → DequantizeLinear(output_scale) →   (W8A8 only)
 
@@ -76,7 +76,7 @@ def insert(model: ModelProto, insertions: Mapping[str, Insertion]) -> None:
     for entry in model.opset_import if insertions else ():
         if entry.domain == "":
             entry.version = max(entry.version, OPSET)
-    for form in {i.treatment.weight for i in insertions.values() if i.treatment.weight is not None}:
+    for form in dict.fromkeys(insertion.treatment.weight for insertion in insertions.values()):
         _insert(model, form, {w: i for w, i in insertions.items() if i.treatment.weight is form})
 
 
@@ -103,12 +103,15 @@ def _rewrite(writer: _Writer, node: NodeProto, insertion: Insertion) -> None:
         node.input[0] = _activation(writer, product)
     if numbers.output_scale is not None:
         _output(writer, node, product)
-    _keep_bias_apart(writer.model, node)
+    if numbers.scale is not None:
+        _keep_bias_apart(writer.model, node)
 
 
 def _weight(writer: _Writer, product: Product, numbers: Quantized) -> str:
     weight = next(tensor for tensor in writer.model.graph.initializer if tensor.name == product.weight)
     weight.data_type = getattr(TensorProto, writer.form.name)
+    if numbers.scale is None:
+        return writer.put("Cast", [product.weight], f"{product.weight}.real", to=writer.element)
     scale = writer.scale(f"{product.weight}.scale", tuple(numbers.scale.shape))
     axis = {"axis": product.axis} if numbers.scale.dim() else {}
     return writer.put("DequantizeLinear", [product.weight, scale], f"{product.weight}.real", **axis)

@@ -14,7 +14,22 @@ from torch import Tensor
 from hart_edge.export.stored import INPUT_SCALE, OUTPUT_SCALE, SCALE, along_outputs
 
 from .products import Product
-from .schemes import Format, Treatment, exact_scale
+from .rounding import round_together
+from .schemes import HALF, Format, Treatment, exact_scale
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """What calibration knows of the tensors around a product, as far as its treatment asks for it.
+
+    Attributes:
+        source, output: largest magnitude of the input, and of a convolution's output.
+        gram: of `Peaks`, after the migration.
+    """
+
+    source: float | None = None
+    output: float | None = None
+    gram: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -23,12 +38,12 @@ class Quantized:
 
     Attributes:
         weight: in the format's dtype, shape and layout as before.
-        scale: float32, [N] by output channel for INT8, [] for FP8.
+        scale: float32, [N] by output channel for INT8, [] for FP8; None for float16.
         input_scale, output_scale: float32 [], of a product whose activations are rounded; the output's for convolutions only.
     """
 
     weight: Tensor
-    scale: Tensor
+    scale: Tensor | None = None
     input_scale: Tensor | None = None
     output_scale: Tensor | None = None
 
@@ -38,35 +53,27 @@ class Quantized:
         return {name: self.weight} | {f"{name}.{key}": value for key, value in extra.items() if value is not None}
 
 
-def quantize_weight(weight: Tensor, axis: int, form: Format) -> tuple[Tensor, Tensor]:
-    """The rounded weight and its scale: the largest magnitude of an output channel, or of all, becomes the largest stored number.
+def weight_scale(weight: Tensor, axis: int, form: Format) -> Tensor:
+    """The largest magnitude of an output channel, or of all, becomes the largest stored number. `axis`: output channels.
 
     A channel of zeros gets the smallest scale there is and stays zero.
-
-    Args:
-        weight: of a product.
-        axis: its output channels.
-        form: to round to.
     """
     summed = [other for other in range(weight.dim()) if other != axis or not form.per_channel]
-    scale = exact_scale(weight.float().abs().amax(dim=summed) / form.largest)
-    return form.quantize(weight, along_outputs(scale, weight.shape)), scale
+    return exact_scale(weight.float().abs().amax(dim=summed) / form.largest)
 
 
-def quantize(
-    product: Product, weight: Tensor, treatment: Treatment, input_range: float | None = None, output_range: float | None = None
-) -> Quantized:
-    """Quantise one product; ranges as of `RANGES`, needed where the treatment rounds activations."""
+def quantize(product: Product, weight: Tensor, treatment: Treatment, ranges: Ranges) -> Quantized:
+    """Quantise one product."""
     form = treatment.weight
-    if form is None:
-        raise ValueError(f"{product.name} stays as it is: {treatment.name}")
-    stored, scale = quantize_weight(weight, product.axis, form)
-    if not treatment.activations:
-        return Quantized(stored, scale)
-    if input_range is None:
-        raise ValueError(f"{product.name} needs the range of its input")
-    return Quantized(stored, scale, _scale(input_range, form), None if output_range is None else _scale(output_range, form))
+    if form is HALF:
+        return Quantized(weight.to(form.dtype))
+    scale = weight_scale(weight, product.axis, form)
+    if ranges.gram is None:
+        stored = form.quantize(weight, along_outputs(scale, weight.shape))
+    else:
+        stored = round_together(weight, scale, ranges.gram, form)
+    return Quantized(stored, scale, _scale(ranges.source, form), _scale(ranges.output, form))
 
 
-def _scale(largest: float, form: Format) -> Tensor:
-    return exact_scale(torch.tensor(largest / form.largest))
+def _scale(largest: float | None, form: Format) -> Tensor | None:
+    return None if largest is None else exact_scale(torch.tensor(largest / form.largest))

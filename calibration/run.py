@@ -21,8 +21,8 @@ from hart_edge.runtime.pipeline import Pipeline
 from .collect import Collector, Progress, check_bundle
 from .graphs import load_graph, open_with
 from .material import Material, graphs_of, open_weights, products_of
-from .migrate import Migration, choose
-from .products import CONV
+from .migrate import choose
+from .products import CONV, MATMUL
 from .ranges import check_range
 from .replay import record
 from .schemes import WEIGHT_ONLY, Scheme, Treatment, scheme_of
@@ -143,20 +143,19 @@ def fallen(section: Mapping[str, Any]) -> list[str]:
 
 
 def prepare(bundle: Bundle, request: Request, progress: Progress = no_progress) -> Material:
-    """Collect statistics, choose the migration, and collect distributions after it; nothing of it where no activation is rounded."""
-    scheme, nothing = scheme_of(request.scheme), Migration({})
+    """Collect statistics; where activations are to be rounded, choose the migration and collect distributions after it."""
+    scheme = scheme_of(request.scheme)
     graphs = graphs_of(bundle, scheme)
     products = products_of(graphs)
-    rounded = [product for product in products if scheme.engines[product.engine].activations]
-    if not rounded:
-        return Material(bundle, graphs, products, nothing, {}, request.range_)
-    collector = Collector(bundle, graphs, rounded, request.prompts)
-    peaks = collector.peaks(progress)
+    watched = [product for product in products if product.kind == MATMUL or scheme.engines[product.engine].activations]
+    rounded = [product for product in watched if scheme.engines[product.engine].activations]
+    peaks = Collector(bundle, graphs, watched, request.prompts).peaks(progress)
     sites = [site for name, graph in graphs.items() for site in find_sites(graph, name, rounded)] if scheme.migrate else []
     progress("migrating", 0, 1)
     with open_weights(bundle) as weights:
         migration = choose(sites, peaks, weights.get_tensor, request.range_)
-    return Material(bundle, graphs, products, migration, collector.histograms(peaks, migration.divisors, progress), request.range_)
+    histograms = Collector(bundle, graphs, rounded, request.prompts).histograms(peaks, migration.divisors, progress) if rounded else {}
+    return Material(bundle, graphs, products, peaks, migration, histograms, request.range_)
 
 
 def sense(

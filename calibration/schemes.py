@@ -32,13 +32,32 @@ class Format:
     per_channel: bool
 
     def quantize(self, values: Tensor, scale: Tensor) -> Tensor:
-        """Round values / scale to the nearest stored number, ties to even; beyond the largest one, the largest."""
-        scaled = (values.float() / scale).clamp(-self.largest, self.largest)
-        return scaled.round().to(self.dtype) if self.dtype == torch.int8 else scaled.to(self.dtype)
+        """The stored numbers nearest to values / scale."""
+        return self.nearest(values.float() / scale).to(self.dtype)
 
+    def nearest(self, scaled: Tensor) -> Tensor:
+        """The nearest stored number, ties to even, in the type of `scaled`; beyond the largest one, the largest."""
+        inside = scaled.clamp(-self.largest, self.largest)
+        return inside.round() if self.dtype == torch.int8 else inside.float().to(self.dtype).to(scaled.dtype)
+
+    def neighbours(self, scaled: Tensor) -> tuple[Tensor, Tensor]:
+        """The stored numbers just below and just above; both the same where a number is one itself."""
+        if self.dtype == torch.int8:
+            return scaled.floor().clamp_min(-self.largest), scaled.ceil().clamp_max(self.largest)
+        near = self.nearest(scaled)
+        magnitude = near.abs().float().to(self.dtype).view(torch.uint8)  # codes of magnitudes are in their order
+        further = torch.where(near.abs() < scaled.abs(), magnitude + 1, magnitude - (magnitude > 0).byte())
+        other = further.clamp_max(_LARGEST_CODE).view(self.dtype).to(scaled.dtype) * torch.where(scaled < 0, -1.0, 1.0)
+        other = torch.where(near == scaled, near, other)
+        return torch.minimum(near, other), torch.maximum(near, other)
+
+
+_LARGEST_CODE = 0x7E  # of float8 e4m3fn: 448
 
 INT8 = Format("INT8", torch.int8, 127.0, per_channel=True)
 FP8 = Format("FLOAT8E4M3FN", torch.float8_e4m3fn, 448.0, per_channel=False)
+HALF = Format("FLOAT16", torch.float16, 65504.0, per_channel=False)
+"""Of weights that stay float in an fp32 bundle: half the size, and its rounding is 16 times finer than INT8's."""
 
 
 @dataclass(frozen=True)
@@ -47,16 +66,16 @@ class Treatment:
 
     Attributes:
         name: as manifests and reports say it.
-        weight: format of the weight; None leaves it as it is.
+        weight: format of the weight.
         activations: the input is rounded to the same format, with one scale for the whole tensor.
     """
 
     name: str
-    weight: Format | None
+    weight: Format
     activations: bool
 
 
-FLOAT = Treatment("float", None, activations=False)
+FLOAT = Treatment("float", HALF, activations=False)
 WEIGHT_ONLY = Treatment("weight-only", INT8, activations=False)
 W8A8 = Treatment("w8a8", INT8, activations=True)
 FP8_BOTH = Treatment("fp8", FP8, activations=True)
@@ -71,7 +90,7 @@ class Scheme:
     Attributes:
         name: as the command line says it; precision: as the manifest does.
         engines: what is done to the products of an engine; engines that are not named keep their floats.
-        fallback: of groups of products that would cost too much.
+        fallback: of groups of products that would cost too much; where that still does, they stay float.
         migrate: move the spread of activations into weights first (migrate.py).
     """
 
@@ -81,9 +100,9 @@ class Scheme:
     fallback: Treatment
     migrate: bool
 
-    @property
-    def rounds_activations(self) -> bool:
-        return any(treatment.activations for treatment in self.engines.values())
+    def steps(self, engine: str) -> tuple[Treatment, ...]:
+        """What may be done to a product of the engine, the wanted treatment first, float last."""
+        return tuple(dict.fromkeys((self.engines[engine], self.fallback, FLOAT)))
 
 
 _TEXT, _BLOCKS, _DIFFUSION = "text_encoder", "transformer", "residual_step"

@@ -21,7 +21,7 @@ from .collect import Progress
 from .material import Material
 from .products import Product
 from .replay import Damage, Recorded, replay
-from .schemes import FLOAT, TREATMENTS, Scheme, Treatment
+from .schemes import TREATMENTS, Scheme, Treatment
 
 Score = Callable[[Pipeline], float]
 """Share of right pictures that a pipeline draws."""
@@ -98,21 +98,29 @@ def decide(
 ) -> tuple[dict[str, Treatment], Damage, list[Row]]:
     """The treatment of every group, the damage of all together, and the rows, measured where they were needed.
 
-    The costliest groups fall back: as many as it takes for the sum of the others' costs to be small enough, then one at a time
-    until the replay of the whole keeps the limits.
+    The costliest group falls back by one step of the scheme, and its cost is taken anew: as often as it takes for the sum of all
+    costs to be small enough, then on until the replay of the whole keeps the limits.
     """
-    choice = {group: scheme.engines[products[0].engine] for group, products in material.groups.items()}
+    steps = {group: list(scheme.steps(products[0].engine)) for group, products in material.groups.items()}
+    choice = {group: own.pop(0) for group, own in steps.items()}
     total = _replay_all(material, choice, recorded)
     if keeps(total, scheme):
         return choice, total, rows
     rows = rows or measure(material, scheme, judged(recorded), None, progress)
-    queue = sorted(rows, key=lambda row: cost(row.damage, scheme), reverse=True)
-    while queue and not keeps(total, scheme):
-        progress("choosing", len(rows) - len(queue), len(rows))
-        choice[queue.pop(0).group] = scheme.fallback
-        if _expected([row.damage for row in queue], scheme) <= 1:
+    damages = {row.group: row.damage for row in rows}
+    while not keeps(total, scheme) and any(steps.values()):
+        progress("choosing", len(rows) - sum(map(bool, steps.values())), len(rows))
+        worst = max((group for group, left in steps.items() if left), key=lambda group: cost(damages[group], scheme))
+        choice[worst] = steps[worst].pop(0)
+        damages[worst] = _alone(material, worst, choice[worst], judged(recorded))
+        if _expected(list(damages.values()), scheme) <= 1:
             total = _replay_all(material, choice, recorded)
     return choice, total, rows
+
+
+def _alone(material: Material, group: str, treatment: Treatment, recorded: Sequence[Recorded]) -> Damage:
+    with material.pipeline({group: treatment}) as (pipe, changed):
+        return replay(pipe, recorded, changed)
 
 
 def _replay_all(material: Material, choice: Mapping[str, Treatment], recorded: Sequence[Recorded]) -> Damage:
@@ -162,8 +170,8 @@ def read_choice(path: Path, scheme: Scheme, groups: Mapping[str, Sequence[Produc
         what = f"scheme {found}" if found != scheme.name else f"another model: group {min(set(choice) ^ set(groups))}"
         raise InputError(f"{path} is for {what}; expected scheme {scheme.name} and the groups of this bundle.", "Make it again.")
     for group, treatment in choice.items():
-        possible = (scheme.engines[groups[group][0].engine], scheme.fallback, FLOAT)
+        possible = scheme.steps(groups[group][0].engine)
         if treatment not in possible:
-            names = ", ".join(dict.fromkeys(one.name for one in possible))
+            names = ", ".join(one.name for one in possible)
             raise InputError(f"{path}: group {group} is to be {treatment.name}; scheme {scheme.name} knows {names} there.", "Correct it.")
     return choice

@@ -19,6 +19,8 @@ BINS = 2048
 SAMPLE = 1 << 20
 """Values of one tensor and call that go into a histogram at most, evenly spaced; the largest magnitude is taken of all."""
 
+MOST_CHANNELS = 4096
+"""Wider inputs get no Gram matrix: it would take more memory than the weights."""
 ROWS = 64
 """Rows of a tensor that are kept of every case."""
 
@@ -33,12 +35,15 @@ class Peaks:
         channels: [K], over everything seen.
         low, high: smallest and largest value.
         samples: up to ROWS rows [K] by case, those with the largest magnitudes among them.
+        gram: [K, K] float32, Σ xᵀx / rows over all calls, so that every call counts alike; None for more than MOST_CHANNELS channels
+            and for convolutions.
     """
 
     channels: Float64 | None = None
     low: float = float("inf")
     high: float = float("-inf")
     samples: dict[str, Array] = field(default_factory=dict)
+    gram: torch.Tensor | None = None
 
     def add(self, values: Array, axis: int, case: str, what: str) -> None:
         """Take in one tensor, [.., K, ..] with K at `axis`; InputError, calling it `what`, when a value is not finite."""
@@ -54,6 +59,10 @@ class Peaks:
         self.low, self.high = min(self.low, float(lowest.min())), max(self.high, float(highest.max()))
         if case not in self.samples:
             self.samples[case] = _sample(rows)
+        if axis == -1 and rows.shape[1] <= MOST_CHANNELS:
+            x = torch.from_numpy(rows.astype(np.float32, copy=False))
+            own = x.T @ x / len(x)
+            self.gram = own if self.gram is None else self.gram + own
 
     @property
     def largest(self) -> torch.Tensor:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 SCALE, INPUT_SCALE, OUTPUT_SCALE, ROWS, COLUMNS = "scale", "input_scale", "output_scale", "rows", "columns"
 
-# Half a step between neighbouring stored numbers: of the scale, and of the value itself.
-_HALF_STEP = {torch.int8: (0.5, 0.0), torch.float8_e4m3fn: (2.0**-10, 2.0**-4)}
+# The step between neighbouring stored numbers: of the scale, and of the value itself.
+_STEP = {torch.int8: (1.0, 0.0), torch.float8_e4m3fn: (2.0**-9, 2.0**-3)}
 _ROUNDING = 1e-3  # of the comparison itself, which is made in float32
 
 
@@ -40,11 +40,14 @@ class Stored:
         return move(weight, self.rows, self.columns)
 
     def differing(self, weight: Tensor) -> int:
-        """How many numbers are not those of the checkpoint's weight: at all, or for 8-bit ones by more than half a step."""
+        """How many numbers are not those of the checkpoint's weight, up to the rounding of the stored type.
+
+        A float is the nearest one of its type; a number of 8 bits is one of the two neighbours (calibration/rounding.py).
+        """
         want = self.moved(weight)
         if self.scale is None:
-            return int((self.value != want).sum()) if self.value.dtype == want.dtype else want.numel()
-        of_scale, of_value = _HALF_STEP[self.value.dtype]
+            return int((self.value != want.to(self.value.dtype)).sum())
+        of_scale, of_value = _STEP[self.value.dtype]
         scale = along_outputs(self.scale, want.shape)
         error = (self.value.float() * scale - want.float()).abs()
         return int((~(error <= (of_scale * scale + of_value * want.float().abs()) * (1 + _ROUNDING))).sum())

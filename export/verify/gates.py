@@ -115,11 +115,11 @@ inner layer gives 0.085, where it is 0.002 of the prediction) are found by compa
 none may differ.
 `decoder decoded`: some forty convolutions in a row (3.4e-5 measured at the released width in fp32).
 
-Quantised engines: a weight of 8 bits is wrong by up to half a step, 0.4 % of its channel's largest, and so are activations of 8
-bits; the limits are two to four times what the bundled model was measured at. The residual diffusion's gates are wide, because
-its last steps predict little noise: W8A8 is 0.23 of it off at step 6, which moves the picture less than the decoder's own
-rounding. E4M3 has 4 significant bits: FP8 engines are furthest off, and are judged by what they draw. Sampling and transition
-stay float, and their gates are those of fp16.
+Quantised engines: a weight of 8 bits is wrong by up to a step, 0.8 % of its channel's largest, and an activation by half of one;
+the limits are two to four times what the bundled model was measured at. The residual diffusion's gates are wide, because its
+last steps predict little noise: W8A8 is 0.23 of it off at step 6, which moves the picture less than the decoder's own rounding.
+E4M3 has 4 significant bits: FP8 engines are furthest off, and are judged by what they draw. Sampling and transition stay float,
+and their gates are those of fp16.
 
 `flip gap`: where a free-running engine first chooses another token, how far apart the two candidates were for the
 reference (noise included). A flip is only accepted as a tie broken the other way; after one, the picture's own gates
@@ -127,8 +127,8 @@ no longer apply, because the run has taken another branch.
 """
 
 QUANTIZATION: dict[str, dict[str, Gate]] = {
-    "int8-weight-only": {"logits KL": Gate(0.02), "logits cosine": at_least(0.993), "picture PSNR dB": at_least(40)},
-    "int8-w8a8": {"logits KL": Gate(0.02), "logits cosine": at_least(0.992), "picture PSNR dB": at_least(38)},
+    "int8-weight-only": {"logits KL": Gate(0.004), "logits cosine": at_least(0.995), "picture PSNR dB": at_least(40)},
+    "int8-w8a8": {"logits KL": Gate(0.01), "logits cosine": at_least(0.992), "picture PSNR dB": at_least(38)},
     "fp8": {"logits KL": Gate(0.1), "logits cosine": at_least(0.95), "picture PSNR dB": at_least(36)},
 }
 """What a quantised model may differ from the float engines that it is made of, while `calibrate` chooses what to quantise:

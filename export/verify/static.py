@@ -28,7 +28,7 @@ def check_files(bundle: Bundle, report: Report) -> None:
 
 
 def check_weights(bundle: Bundle, model: HartReference, text: TextConditioner | None, report: Report) -> None:
-    """Every stored weight: exactly the checkpoint's value in the bundle's precision, 8-bit ones up to half a step between two
+    """Every stored weight: exactly the checkpoint's value in the bundle's precision, 8-bit ones up to the step between two
     neighbours; computed tensors up to rounding."""
     precision = bundle.manifest.floats
     try:
