@@ -15,7 +15,7 @@ from hart_edge.runtime.engine import Array, Engine, Tensors
 from hart_edge.runtime.errors import InputError
 from hart_edge.runtime.spec import ModelSpec
 
-from .graphs import MemoryEngine, open_with
+from .graphs import MemoryEngine, open_with, said_before
 from .products import CONV, Product
 from .statistics import Histogram, Peaks
 
@@ -82,7 +82,8 @@ class Collector:
                 values = values / divisors[key].numpy().astype(np.float32)
             found[key].add(values, case)
 
-        self._run(take, "distributions", progress)
+        with said_before():
+            self._run(take, "distributions", progress)
         return found
 
     def _run(self, take: Take, what: str, progress: Progress) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
@@ -12,7 +14,7 @@ from onnx import ModelProto, helper
 
 from hart_edge.runtime.bundle import Bundle
 from hart_edge.runtime.engine import Array, Engine, Tensors
-from hart_edge.runtime.errors import EngineError
+from hart_edge.runtime.errors import EngineError, HartWarning
 from hart_edge.runtime.ort import OrtCpu, OrtEngine, first_line, session_options
 from hart_edge.runtime.pipeline import Pipeline
 from hart_edge.runtime.spec import REEXPORT
@@ -85,6 +87,14 @@ def _with_outputs(model: ModelProto, names: Iterable[str]) -> bytes:
     changed.CopyFrom(model)
     changed.graph.output.extend(helper.make_tensor_value_info(name, element_type(model, name), None) for name in names)
     return bytes(changed.SerializeToString())
+
+
+@contextmanager
+def said_before() -> Iterator[None]:
+    """A block whose warnings were given already: calibration runs the same prompts many times."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", HartWarning)
+        yield
 
 
 def open_with(bundle: Bundle, changed: dict[str, Engine]) -> Pipeline:

@@ -19,7 +19,7 @@ from hart_edge.runtime.files import sha256_of, writable_folder
 from hart_edge.runtime.pipeline import Pipeline
 
 from .collect import Collector, Progress, check_bundle
-from .graphs import load_graph, open_with
+from .graphs import load_graph, open_with, said_before
 from .material import Material, graphs_of, open_weights, products_of
 from .migrate import choose
 from .products import CONV, MATMUL
@@ -172,11 +172,12 @@ def sense(
         progress: told what is being done.
     """
     scheme = scheme_of(request.scheme)
-    with open_with(bundle, {}) as pipe:
+    with said_before(), open_with(bundle, {}) as pipe:
         recorded = record(pipe, request.prompts[:REPLAYED])
         float_score = None if score is None else score(pipe)
-    rows: list[Row] = measure(material, scheme, judged(recorded), score, progress) if every else []
-    treatments, total, rows = decide(material, scheme, recorded, rows, progress)
+    with said_before():
+        rows: list[Row] = measure(material, scheme, judged(recorded), score, progress) if every else []
+        treatments, total, rows = decide(material, scheme, recorded, rows, progress)
     names = {group: treatment.name for group, treatment in treatments.items()}
     return Sensitivity(scheme.name, tuple(rows), names, total, float_score, limits_of(scheme))
 

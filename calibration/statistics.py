@@ -78,7 +78,7 @@ class Peaks:
         """InputError for a tensor that never changes: no range can be learned from it."""
         if self.low == self.high:
             raise InputError(
-                f"{what} is {self.low:g} everywhere, in all prompts.",
+                f"{what} is {self.low + 0.0:g} everywhere, in all prompts.",
                 "Calibrate with other prompts; if it stays so, the checkpoint is damaged: run `hart-edge verify`.",
             )
 

@@ -18,7 +18,7 @@ from .output import complain, console, mebibytes, read_lines, step_progress, wri
 
 FloatBundle = Annotated[Path | None, typer.Argument(help="Bundle folder, fp32 or fp16 [default: the bundled model].")]
 Prompts = Annotated[Path, typer.Option(help="Text file, one prompt a line: what to calibrate with.")]
-SchemeName = Annotated[str, typer.Option(help="weight-only, w8a8, w8a8-decoder or fp8.")]
+SchemeName = Annotated[str, typer.Option(help="weight-only, w8a8, w8a8-all or fp8.")]
 Range = Annotated[str, typer.Option("--range", help="How ranges are found: minmax, percentile, entropy or mse.")]
 
 
