@@ -56,7 +56,8 @@ def build_bundle(
     Returns the content of `engines.json`. Two builds of the same bundle with the same tools agree in it but for the engines'
     hashes: TensorRT-RTX 1.7 numbers what varies in an order that changes from build to build. The sizes stay.
     """
-    precision = bundle.manifest.precision if precision is None else precision
+    if precision is None:
+        precision = bundle.manifest.precision if bundle.manifest.precision in BUILDABLE else BUILDABLE[0]
     _check(bundle, precision, batch)
     chosen = _targets(backend, targets, precision)
     BACKENDS[backend].require()

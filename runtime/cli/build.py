@@ -41,7 +41,6 @@ def _table(sidecar: dict[str, Any], folder: Path) -> Table:
     for name in ("engine", "size", "layers", "attention", "with lengths", "cache updates", "quantize", "dequantize"):
         table.add_column(name, justify="left" if name == "engine" else "right")
     for name, facts in sidecar["engines"].items():
-        counts = (sum(facts["layers"].values()), facts["attention"], facts["attention_lengths"], facts["kv_cache_updates"])
-        counts += facts["quantize"], facts["dequantize"]
-        table.add_row(name, mebibytes(facts["bytes"]), *map(str, counts))
+        counts = [facts[key] for key in ("attention", "attention_lengths", "kv_cache_updates", "quantize", "dequantize")]
+        table.add_row(name, mebibytes(facts["bytes"]), str(sum(facts["layers"].values())), *map(str, counts))
     return table
