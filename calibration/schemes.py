@@ -105,22 +105,22 @@ class Scheme:
         return tuple(dict.fromkeys((self.engines[engine], self.fallback, FLOAT)))
 
 
-_TEXT, _SCALES = ("text_encoder", "context"), ("transformer", "residual_condition", "residual_step")
+_ONCE, _REPEATED = ("text_encoder", "context", "residual_condition", "decoder"), ("transformer", "residual_step")
+_ALL = (*_ONCE, *_REPEATED)
 
 SCHEMES = {
     scheme.name: scheme
     for scheme in (
-        Scheme("weight-only", "int8-weight-only", dict.fromkeys((*_TEXT, *_SCALES, "decoder"), WEIGHT_ONLY), FLOAT, migrate=False),
-        Scheme(
-            "w8a8", "int8-w8a8", dict.fromkeys(_SCALES, W8A8) | dict.fromkeys((*_TEXT, "decoder"), WEIGHT_ONLY), WEIGHT_ONLY, migrate=True
-        ),
-        Scheme("w8a8-all", "int8-w8a8", dict.fromkeys((*_TEXT, *_SCALES, "decoder"), W8A8), WEIGHT_ONLY, migrate=True),
-        Scheme("fp8", "fp8", dict.fromkeys(("transformer", "residual_step"), FP8_BOTH), FLOAT, migrate=False),
+        Scheme("weight-only", "int8-weight-only", dict.fromkeys(_ALL, WEIGHT_ONLY), FLOAT, migrate=False),
+        Scheme("w8a8", "int8-w8a8", dict.fromkeys(_REPEATED, W8A8) | dict.fromkeys(_ONCE, WEIGHT_ONLY), WEIGHT_ONLY, migrate=True),
+        Scheme("w8a8-all", "int8-w8a8", dict.fromkeys(_ALL, W8A8), WEIGHT_ONLY, migrate=True),
+        Scheme("fp8", "fp8", dict.fromkeys(_REPEATED, FP8_BOTH), FLOAT, migrate=False),
     )
 }
-"""What runs for every scale and step is computed in 8 bits. The text's engines run once a picture, 1 % of its time, and an error in
-them is in everything after: only their weights have 8 bits. So has the decoder: in integers it is faster on a CPU only where its
-two largest levels take part, and those cost most of its quality (docs/measurements.md). `w8a8-all` is for trying all of it.
+"""What runs for every scale and every step is computed in 8 bits. Text and the diffusion's condition run once a picture, 1 % of its
+time, and an error in them is in everything after: only their weights have 8 bits. So has the decoder: in integers it is faster on a
+CPU only where its two largest levels take part, and those cost most of its quality (docs/measurements.md). `w8a8-all` is for trying
+all of it.
 
 `transition` takes part in none: it adds up the latent over all scales in float32, and is tiny. Attention, its products of
 activations, stays float in all.

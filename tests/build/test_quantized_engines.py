@@ -58,9 +58,8 @@ def test_w8a8_for_every_architecture(build: Build) -> None:
     matrices = 5 * LAYERS + 1
     assert placed["transformer"] == (matrices - 1, 2 * (matrices - 1) + 1)  # all but one down-projection round their input
     assert placed["text_encoder"] == (0, 7 * TEXT_LAYERS)  # weights alone
-    for engine in ("residual_condition", "residual_step"):
-        assert placed[engine] == (products(root, engine), 2 * products(root, engine))
-    for engine in ("context", "decoder"):
+    assert placed["residual_step"] == (products(root, "residual_step"), 2 * products(root, "residual_step"))
+    for engine in ("context", "residual_condition", "decoder"):
         assert placed[engine] == (0, products(root, engine))
     assert placed["transition"] == (0, 0)
     transformer = sidecar["engines"]["transformer"]
