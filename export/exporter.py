@@ -8,7 +8,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-from hart_edge.runtime.bundle import MANIFEST, PRECISIONS, WEIGHTS, Bundle, FileEntry, Manifest, TextSpec
+from hart_edge.runtime.bundle import FLOATS, MANIFEST, WEIGHTS, Bundle, FileEntry, Manifest, TextSpec
 from hart_edge.runtime.errors import CheckpointError, InputError
 from hart_edge.runtime.files import sha256_of, writable_folder
 
@@ -46,8 +46,8 @@ def export_bundle(
         overwrite: replace an existing folder.
         progress: told what is being done.
     """
-    if precision not in PRECISIONS:
-        raise InputError(f"precision {precision!r} is unknown; expected one of {', '.join(PRECISIONS)}.")
+    if precision not in FLOATS:
+        raise InputError(f"precision {precision!r} is unknown; expected one of {', '.join(FLOATS)}.")
     if overwrite and target.exists() and not (target / MANIFEST).is_file():
         raise InputError(f"{target} is no bundle and is not overwritten.", "Choose another folder or remove it yourself.")
     with writable_folder(target, overwrite) as folder:

@@ -15,7 +15,13 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.int64: "I64"}
+_DTYPES = {
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.int64: "I64",
+    torch.int8: "I8",
+    torch.float8_e4m3fn: "F8_E4M3",
+}
 _ALIGN = 64
 
 
@@ -70,7 +76,7 @@ class WeightsWriter:
             if not self._pending or name != self._pending[0] or TensorFact.of(tensor) != self.facts[name]:
                 raise ValueError(f"{name} {TensorFact.of(tensor)} does not come next in the weights file")
             self._pending.pop(0)
-            self._file.write(tensor.detach().cpu().contiguous().numpy().data)
+            self._file.write(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
 
     def __enter__(self) -> WeightsWriter:
         return self

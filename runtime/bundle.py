@@ -26,7 +26,9 @@ MANIFEST = "manifest.json"
 CERTIFICATE = "accuracy.json"
 SIDECAR = "engines.json"  # beside engines that were built from a bundle
 WEIGHTS = "weights.safetensors"
-PRECISIONS = ("fp32", "fp16")
+FLOATS = ("fp32", "fp16")
+QUANTIZED = ("int8-weight-only", "int8-w8a8", "fp8")
+PRECISIONS = FLOATS + QUANTIZED
 PACKAGE = Path(__file__).parent  # where the bundle of this install lies, in the folder `bundled`
 
 
@@ -49,6 +51,7 @@ class Manifest:
     """Contents of `manifest.json`; see `to_json` for the keys.
 
     `defaults` holds the model's own sampling settings, fields of `Options`; what it leaves out is as published.
+    `quantization` says how the bundle was quantised (`hart-edge calibrate`), None for a bundle of floats.
     """
 
     model: ModelSpec
@@ -59,6 +62,17 @@ class Manifest:
     source: dict[str, str] = field(default_factory=dict)
     tools: dict[str, str] = field(default_factory=dict)
     defaults: dict[str, Any] = field(default_factory=dict)
+    quantization: dict[str, Any] | None = None
+
+    @property
+    def floats(self) -> str:
+        """The type that everything is in which is not quantised, and that the engines' bindings have: "fp32" or "fp16"."""
+        return self.precision if self.quantization is None else str(self.quantization["floats"])
+
+    @property
+    def folded(self) -> tuple[str, ...]:
+        """Engines whose weights ONNX Runtime should dequantise once, when it loads them: it has no kernel that takes them as stored."""
+        return () if self.quantization is None else tuple(self.quantization["folded"])
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -72,6 +86,7 @@ class Manifest:
             "files": {name: vars(entry) for name, entry in self.files.items()},
             "source": self.source,
             "tools": self.tools,
+            **({} if self.quantization is None else {"quantization": self.quantization}),
         }
 
     @classmethod
@@ -88,15 +103,17 @@ class Manifest:
                 source=dict(raw["source"]),
                 tools=dict(raw["tools"]),
                 defaults=dict(raw.get("defaults", {})),
+                quantization=None if raw.get("quantization") is None else dict(raw["quantization"]),
             )
+            manifest._check()
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise BundleError(f"{MANIFEST} is malformed: {type(error).__name__}: {error}.", REEXPORT) from error
-        manifest._check()
         return manifest
 
     def _check(self) -> None:
         if self.precision not in PRECISIONS:
             raise BundleError(f"{MANIFEST}: precision {self.precision!r}; expected one of {PRECISIONS}.", REEXPORT)
+        self._check_quantization()
         missing = [name for name in ENGINES[1:] if name not in self.engines]
         foreign = [file for file in self.engines.values() if file not in self.files]
         if missing or foreign or WEIGHTS not in self.files:
@@ -109,6 +126,14 @@ class Manifest:
             parse_options(self.defaults)
         except InputError as error:
             raise BundleError(f"{MANIFEST}: defaults: {error.message}", REEXPORT) from error
+
+    def _check_quantization(self) -> None:
+        """A quantised bundle, and no other, says what its floats are and which engines are folded."""
+        if (self.precision in QUANTIZED) != (self.quantization is not None):
+            raise BundleError(f"{MANIFEST}: precision {self.precision!r} does not go with quantization {self.quantization!r}.", REEXPORT)
+        unknown = [name for name in self.folded if name not in self.engines]
+        if self.floats not in FLOATS or unknown:
+            raise BundleError(f"{MANIFEST}: quantization: floats {self.floats!r}, folded engines {unknown}; expected {FLOATS}.", REEXPORT)
 
 
 class Bundle:
@@ -173,6 +198,11 @@ class Bundle:
     def bytes(self) -> int:
         """Size of all listed files."""
         return sum(entry.bytes for entry in self.manifest.files.values())
+
+
+def folded_engines(root: Path) -> tuple[str, ...]:
+    """`Manifest.folded` of the bundle in a folder; none where there is no bundle."""
+    return _read_manifest(root).folded if (root / MANIFEST).is_file() else ()
 
 
 def bundled_folder() -> Path:

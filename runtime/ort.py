@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from .bundle import folded_engines
 from .engine import DeviceTensor, Engine, Tensor, TensorInfo, Tensors, check_call
 from .errors import EngineError, HartError
 from .memory import HOST, Memory
@@ -31,10 +32,11 @@ class OrtEngine:
         path: the `.onnx` file; its weights are read from the file that it points into.
         name: what errors call the engine.
         threads: threads per operator; 0 takes one per core.
+        fold: of `session_options`.
     """
 
-    def __init__(self, path: Path, name: str, threads: int = 0) -> None:
-        self.name = name
+    def __init__(self, path: Path, name: str, threads: int = 0, fold: bool = False) -> None:
+        self.name, self._fold = name, fold
         self._session: ort.InferenceSession | None = self._open(path, threads)
         self.inputs = {node.name: _info(name, node) for node in self._session.get_inputs()}
         self.outputs = {node.name: _info(name, node) for node in self._session.get_outputs()}
@@ -54,11 +56,17 @@ class OrtEngine:
 
     def _call(self, session: ort.InferenceSession, inputs: Tensors, outputs: Tensors, options: ort.RunOptions | None = None) -> None:
         """One checked call; ONNX Runtime copies what lies elsewhere than where it is needed."""
+        self._run_bound(session, self._bind(session, inputs, outputs), options)
+
+    def _bind(self, session: ort.InferenceSession, inputs: Tensors, outputs: Tensors) -> ort.IOBinding:
         binding = session.io_binding()
         for name, tensor in inputs.items():
             binding.bind_input(name, *_place(tensor))
         for name, tensor in outputs.items():
             binding.bind_output(name, *_place(tensor))
+        return binding
+
+    def _run_bound(self, session: ort.InferenceSession, binding: ort.IOBinding, options: ort.RunOptions | None) -> None:
         try:
             session.run_with_iobinding(binding, options)
         except Exception as error:  # ONNX Runtime raises its own unrelated exception types
@@ -68,7 +76,7 @@ class OrtEngine:
         return EngineError(f"engine {self.name} failed: {first_line(error)}", "Run `hart-edge inspect` on the bundle.")
 
     def _open(self, path: Path, threads: int) -> ort.InferenceSession:
-        options = session_options(threads)
+        options = session_options(threads, self._fold)
         # Every engine has threads of its own. Spinning after work, they would take the cores from the next engine.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         return open_session(path, self.name, options, ["CPUExecutionProvider"])
@@ -97,14 +105,22 @@ class OrtCpu:
         self._threads = threads
 
     def open_engine(self, path: Path, name: str) -> Engine:
-        return OrtEngine(path, name, self._threads)
+        return OrtEngine(path, name, self._threads, name in folded_engines(path.parent))
 
     def close(self) -> None:
         """Nothing is held."""
 
 
-def session_options(threads: int) -> ort.SessionOptions:
+def session_options(threads: int, fold: bool = False) -> ort.SessionOptions:
+    """Options of every session.
+
+    Args:
+        threads: per operator; 0 takes one per core.
+        fold: dequantise stored weights once, when they are loaded, in place of at every call.
+    """
     options = ort.SessionOptions()
+    if fold:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     options.intra_op_num_threads = threads
     options.log_severity_level = 4  # errors come back as exceptions
     return options

@@ -47,8 +47,9 @@ class OrtCuda:
 
     def open_engine(self, path: Path, name: str) -> Engine:
         """The engine of a bundle, whose folder holds `path`."""
-        half = Bundle(path.parent, check_files=False).manifest.precision == "fp16"
-        return OrtCudaEngine(path, name, self.memory, name in CUDA_GRAPHS, tf32=half and name == "decoder")
+        manifest = Bundle(path.parent, check_files=False).manifest
+        half, fold = manifest.floats == "fp16", manifest.quantization is not None
+        return OrtCudaEngine(path, name, self.memory, name in CUDA_GRAPHS, tf32=half and name == "decoder", fold=fold)
 
     def make_loop(self, loop: ScaleLoop) -> ScaleLoop:
         """A loop that samples on the GPU; `loop` itself, with HartWarning, where the kernel for that cannot be made."""
@@ -67,12 +68,13 @@ class OrtCudaEngine(OrtEngine):
         memory: of the backend.
         graphs: capture the calls; an engine of which ONNX Runtime refuses that runs without, see the attribute `graphs`.
         tf32: of `provider_options`.
+        fold: of `session_options`; the provider multiplies no stored weight as it is.
     """
 
-    def __init__(self, path: Path, name: str, memory: DeviceMemory, graphs: bool, tf32: bool = False) -> None:
+    def __init__(self, path: Path, name: str, memory: DeviceMemory, graphs: bool, tf32: bool = False, fold: bool = False) -> None:
         self._memory, self._tf32 = memory, tf32
         self._slots = Slots(memory) if graphs else None
-        super().__init__(path, name)
+        super().__init__(path, name, fold=fold)
 
     @property
     def graphs(self) -> bool:
@@ -94,7 +96,7 @@ class OrtCudaEngine(OrtEngine):
     def _session_on_gpu(self, path: Path, graphs: bool) -> ort.InferenceSession:
         providers = [(PROVIDER, provider_options(self._memory.stream.address, graphs, self._tf32)), "CPUExecutionProvider"]
         try:
-            session = open_session(path, self.name, session_options(threads=1), providers)
+            session = open_session(path, self.name, session_options(threads=1, fold=self._fold), providers)
         except EngineError as error:
             raise _fault_of_gpu(error.message, str(error)) or error from error.__cause__
         if PROVIDER not in session.get_providers():

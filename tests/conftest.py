@@ -20,6 +20,8 @@ from hart_edge.export.recording import Arrays, Recording, load_recording, run_re
 from hart_edge.export.reference.hart import HartReference
 from hart_edge.runtime.spec import ENGINES, ModelSpec
 
+pytest_plugins = ["quantized"]
+
 GOLDEN = Path(__file__).parent / "golden"
 
 
@@ -79,6 +81,11 @@ def checkpoint(checkpoint_folder: Path) -> Checkpoint:
 def bundle_root(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An fp32 bundle that tests read but never change."""
     return export_bundle(checkpoint, tmp_path_factory.mktemp("bundle") / "fp32").root
+
+
+@pytest.fixture(scope="session")
+def bundle_root_fp16(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_bundle(checkpoint, tmp_path_factory.mktemp("bundle") / "fp16", "fp16").root
 
 
 @pytest.fixture

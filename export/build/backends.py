@@ -69,7 +69,12 @@ def check_precision(bundle: Bundle, precision: str | None) -> str:
         wanted = precision or " or ".join(PRECISIONS)
         raise InputError(
             f"bundle {bundle.root} is {has}; expected {wanted}.",
-            f"Export it again with `hart-edge export … --precision {precision or 'fp16'}`.",
+            "Export it again with `hart-edge export … --precision fp16`, or quantise that with `hart-edge calibrate`.",
+        )
+    if bundle.manifest.floats != "fp16":
+        raise InputError(
+            f"bundle {bundle.root} is {has} with {bundle.manifest.floats} floats; expected fp16.",
+            "Quantise the fp16 bundle: `hart-edge calibrate FP16_BUNDLE …`.",
         )
     return kind
 

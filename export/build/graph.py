@@ -37,11 +37,14 @@ class Expected:
         attention: fused attention layers.
         attention_lengths: those of them that take the number of valid keys.
         kv_cache_updates: caches written in place.
+        quantize, dequantize: roundings of activations, and weights and activations that are stored in 8 bits.
     """
 
     attention: int
     attention_lengths: int
     kv_cache_updates: int
+    quantize: int
+    dequantize: int
 
 
 @dataclass(frozen=True)
@@ -95,4 +98,5 @@ def _binding(name: str, kind: onnx.TypeProto.Tensor) -> Binding:
 def _expected(model: ModelProto) -> Expected:
     kinds = [node.op_type for node in model.graph.node]
     lengths = kinds.count(ATTENTION)
-    return Expected(kinds.count("Attention") + lengths, lengths, kinds.count("TensorScatter"))
+    rounding = kinds.count("QuantizeLinear"), kinds.count("DequantizeLinear")
+    return Expected(kinds.count("Attention") + lengths, lengths, kinds.count("TensorScatter"), *rounding)

@@ -47,8 +47,8 @@ def kinds_of(layers: list[Any]) -> dict[str, int]:
 def _found(trt: Any, layers: list[Any]) -> Expected:
     kind = trt.LayerType
     attention = [layer for layer in layers if layer.type == kind.ATTENTION_INPUT]
-    updates = sum(layer.type == kind.KV_CACHE_UPDATE for layer in layers)
-    return Expected(len(attention), sum(_has_lengths(trt, layer) for layer in attention), updates)
+    counts = [sum(layer.type == wanted for layer in layers) for wanted in (kind.KV_CACHE_UPDATE, kind.QUANTIZE, kind.DEQUANTIZE)]
+    return Expected(len(attention), sum(_has_lengths(trt, layer) for layer in attention), *counts)
 
 
 def _has_lengths(trt: Any, layer: Any) -> bool:

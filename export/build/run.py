@@ -76,7 +76,7 @@ def build_bundle(
             "module": package.module,
             "targets": list(chosen),
             "capability": Device(host=HOST).info.capability if chosen == (NATIVE,) else None,
-            "precision": kind,
+            "precision": bundle.manifest.precision,
             "batch": batch,
             "source": {name: entry.sha256 for name, entry in sorted(bundle.manifest.files.items())},
             "tools": {name: version(name) for name in (package.module, "onnx", "hart-edge")},

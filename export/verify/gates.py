@@ -39,6 +39,24 @@ RECORDING = {"tensor": Gate(1e-4), "picture": Gate(1e-3), "indices": at_least(1.
 
 NONE_DIFFERS = Gate(0)
 
+_ACTIVATIONS_OF_8_BITS = {
+    "relative error": Gate(0.2),
+    "sampling codes": Gate(1e-2),
+    "transition f_hat": Gate(1e-2),
+    "transition x": Gate(1e-2),
+    "residual_step prediction": Gate(0.5),
+    "residual_step x": Gate(0.3),
+    "residual_step x, first step": Gate(0.8),
+    "logits cosine": at_least(0.99),
+    "logits KL": Gate(0.1),
+    "tokens equal": at_least(0.999),
+    "decoder PSNR dB": at_least(30),
+    "8-bit difference": Gate(128),
+    "flip gap": Gate(2.0),
+    "picture PSNR dB": at_least(25),
+    "picture SSIM": at_least(0.8),
+}
+
 ENGINE: dict[str, dict[str, Gate]] = {
     "fp32": {
         "relative error": Gate(2e-5),
@@ -66,6 +84,25 @@ ENGINE: dict[str, dict[str, Gate]] = {
         "picture PSNR dB": at_least(30),
         "picture SSIM": at_least(0.9),
     },
+    "int8-weight-only": {
+        "relative error": Gate(0.06),
+        "sampling codes": Gate(1e-2),
+        "transition f_hat": Gate(1e-2),
+        "transition x": Gate(1e-2),
+        "residual_step prediction": Gate(0.15),
+        "residual_step x": Gate(0.2),
+        "residual_step x, first step": Gate(0.6),
+        "logits cosine": at_least(0.99),
+        "logits KL": Gate(0.04),
+        "tokens equal": at_least(0.999),
+        "decoder PSNR dB": at_least(40),
+        "8-bit difference": Gate(32),
+        "flip gap": Gate(1.0),
+        "picture PSNR dB": at_least(30),
+        "picture SSIM": at_least(0.9),
+    },
+    "int8-w8a8": _ACTIVATIONS_OF_8_BITS,
+    "fp8": _ACTIVATIONS_OF_8_BITS | {"logits cosine": at_least(0.9), "logits KL": Gate(0.3)},
 }
 """Engines against the reference, by precision. "relative error" holds for every tensor that has no entry of its own:
 
@@ -78,7 +115,24 @@ inner layer gives 0.085, where it is 0.002 of the prediction) are found by compa
 none may differ.
 `decoder decoded`: some forty convolutions in a row (3.4e-5 measured at the released width in fp32).
 
+Quantised engines: a weight of 8 bits is wrong by up to a step, 0.8 % of its channel's largest, and an activation by half of one;
+the limits are two to four times what the bundled model was measured at. The residual diffusion's gates are wide, because its
+last steps predict little noise: W8A8 is 0.23 of it off at step 6, which moves the picture less than the decoder's own rounding.
+E4M3 has 4 significant bits: FP8 engines are furthest off, and are judged by what they draw. Sampling and transition stay float,
+and their gates are those of fp16.
+
 `flip gap`: where a free-running engine first chooses another token, how far apart the two candidates were for the
 reference (noise included). A flip is only accepted as a tie broken the other way; after one, the picture's own gates
 no longer apply, because the run has taken another branch.
+"""
+
+QUANTIZATION: dict[str, dict[str, Gate]] = {
+    "int8-weight-only": {"logits KL": Gate(0.004), "logits cosine": at_least(0.995), "picture PSNR dB": at_least(40)},
+    "int8-w8a8": {"logits KL": Gate(0.01), "logits cosine": at_least(0.992), "picture PSNR dB": at_least(38)},
+    "fp8": {"logits KL": Gate(0.1), "logits cosine": at_least(0.95), "picture PSNR dB": at_least(36)},
+}
+"""What a quantised model may differ from the float engines that it is made of, while `calibrate` chooses what to quantise:
+
+"logits KL": mean over the tokens of any scale, nats. "logits cosine": smallest of any token. "picture PSNR dB": of 8-bit
+pictures that follow from the same tokens. Tighter than the gates above, because a few prompts choose for all.
 """

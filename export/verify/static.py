@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hart_edge.runtime.bundle import WEIGHTS, Bundle
-from hart_edge.runtime.engine import Array
 
 from ..engines import constants, engine_builders
 from ..reference.hart import HartReference
 from ..reference.text import TextConditioner
+from ..stored import Stored
 from .checks import Report
 from .gates import NONE_DIFFERS
 
@@ -26,10 +28,11 @@ def check_files(bundle: Bundle, report: Report) -> None:
 
 
 def check_weights(bundle: Bundle, model: HartReference, text: TextConditioner | None, report: Report) -> None:
-    """Every stored weight: exactly the checkpoint's value in the bundle's precision; computed tensors up to rounding."""
-    precision = bundle.manifest.precision
+    """Every stored weight: exactly the checkpoint's value in the bundle's precision, 8-bit ones up to the step between two
+    neighbours; computed tensors up to rounding."""
+    precision = bundle.manifest.floats
     try:
-        with safe_open(bundle.root / WEIGHTS, framework="numpy") as stored:
+        with safe_open(bundle.root / WEIGHTS, framework="pt") as stored:
             keys = set(stored.keys())
             fixed = {name: (tensor, name.endswith("codebook")) for name, tensor in constants(model, precision).items()}
             _compare("constants", fixed, stored, keys, precision, report)
@@ -42,23 +45,24 @@ def check_weights(bundle: Bundle, model: HartReference, text: TextConditioner | 
         report.add("files", "weights", f"{WEIGHTS} unreadable", 1, NONE_DIFFERS, str(error))
 
 
-def _compare(stage: str, tensors: dict[str, tuple[Tensor, bool]], stored: object, keys: set[str], precision: str, report: Report) -> None:
+def _compare(stage: str, tensors: dict[str, tuple[Tensor, bool]], stored: Any, keys: set[str], precision: str, report: Report) -> None:
     wrong: dict[str, int] = {}
     for name, (tensor, exact) in tensors.items():
-        value = stored.get_tensor(name) if name in keys else None
-        count = tensor.numel() if value is None else _differing(value, tensor.detach().numpy(), exact, precision)
+        count = (
+            _differing(Stored.read(name, keys, stored.get_tensor), tensor.detach(), exact, precision) if name in keys else tensor.numel()
+        )
         if count:
             wrong[name] = count
     where = ", ".join(f"{name} ({count} of {tensors[name][0].numel()})" for name, count in list(wrong.items())[:4])
     report.add(stage, "weights", "weights that differ from the checkpoint", sum(wrong.values()), NONE_DIFFERS, where)
 
 
-def _differing(value: Array, want: Array, exact: bool, precision: str) -> int:
+def _differing(stored: Stored, want: Tensor, exact: bool, precision: str) -> int:
     """Number of values that differ by more than is allowed; all of them when the shapes differ."""
-    if value.shape != want.shape:
-        return int(want.size)
+    if stored.value.shape != want.shape:
+        return want.numel()
     if exact:
-        return int(np.sum(value != want))
+        return stored.differing(want)
     relative, of_largest = _COMPUTED[precision]
-    a, b = value.astype(np.float64), want.astype(np.float64)
+    a, b = stored.value.numpy().astype(np.float64), want.numpy().astype(np.float64)
     return int(np.sum(~(np.abs(a - b) <= relative * np.abs(b) + of_largest * np.max(np.abs(b), initial=0))))

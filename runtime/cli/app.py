@@ -10,7 +10,7 @@ from typing import TextIO
 import typer
 
 from ..errors import HartError, HartWarning
-from . import bench, build, doctor, generate, inspect, judge, tools, warmup
+from . import bench, build, calibrate, compare, doctor, generate, inspect, judge, tools, warmup
 from .output import complain
 
 CANCELLED = 130  # 128 + SIGINT, as shells expect
@@ -26,6 +26,9 @@ app.command("export")(tools.export)
 app.command("verify")(tools.verify)
 app.command("build")(build.build)
 app.command("warmup")(warmup.warmup)
+app.command("calibrate")(calibrate.calibrate)
+app.command("sensitivity")(calibrate.sensitivity)
+app.command("compare")(compare.compare)
 app.command("eval")(judge.evaluate)
 
 

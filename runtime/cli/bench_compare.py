@@ -81,7 +81,7 @@ def report_on(asked: Asked) -> Iterator[dict[str, Any]]:
 
 
 def _loaders(asked: Asked, tools: Any, job: Job) -> dict[str, Loader]:
-    precision = asked.bundle.manifest.precision
+    precision = asked.bundle.manifest.floats
     references = {name: tools.reference_loader(asked.source, precision, name == COMPILED, job) for name in asked.references}
     return references | {name: Loader(load_bundle, (asked.bundle.root, name, job, asked.low_vram)) for name in backends(asked)}
 

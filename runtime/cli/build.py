@@ -43,10 +43,11 @@ def build(
 def _table(sidecar: dict[str, Any], folder: Path) -> Table:
     title = f"{folder}: {sidecar['backend']}, {sidecar['precision']}, {' '.join(sidecar['targets'])}, batch 1–{sidecar['batch']}"
     table = Table(title=title, title_justify="left")
-    for name in ("engine", "size", "layers", "attention", "with lengths", "cache updates", "plugins"):
+    names = ("engine", "size", "layers", "attention", "with lengths", "cache updates", "quantize", "dequantize", "plugins")
+    for name in names:
         table.add_column(name, justify="left" if name == "engine" else "right")
     for name, facts in sidecar["engines"].items():
-        counts = (sum(facts["layers"].values()), facts["attention"], facts["attention_lengths"], facts["kv_cache_updates"])
+        counted = [facts[key] for key in ("attention", "attention_lengths", "kv_cache_updates", "quantize", "dequantize")]
         plugins = ", ".join(f"{found['nodes']} {plugin}" for plugin, found in facts["plugins"].items())
-        table.add_row(name, mebibytes(facts["bytes"]), *map(str, counts), plugins or "0")
+        table.add_row(name, mebibytes(facts["bytes"]), str(sum(facts["layers"].values())), *map(str, counted), plugins or "0")
     return table

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +27,8 @@ def inspect(
     write_json(json_file, facts)
     if str(json_file) != "-":
         console().print(_table(opened, facts))
+        if facts["certificate"]["gates"]:
+            console().print(_gates(facts["certificate"]["gates"]))
 
 
 def describe(bundle: Bundle) -> dict[str, Any]:
@@ -35,13 +39,42 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "image_size": bundle.spec.image_size,
         "total_bytes": bundle.bytes,
         "kv_cache_bytes_per_image": kv_cache_bytes(bundle),
-        "certificate": {"valid": certificate.valid, "summary": certificate.summary},
+        "certificate": {"valid": certificate.valid, "summary": certificate.summary, "gates": worst_gates(certificate.report)},
     }
+
+
+def worst_gates(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Of a certificate: every gated figure once, the value nearest to its limit or furthest beyond."""
+    worst: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for check in report.get("checks", ()):
+        if check["gate"] is None:
+            continue
+        key = (check["stage"], check["mode"], check["metric"])
+        held = worst.get(key)
+        if held is None or not _finite(check) or (_finite(held) and _beyond(check, held)):
+            worst[key] = check
+    return list(worst.values())
+
+
+def _finite(check: Mapping[str, Any]) -> bool:
+    """A value that is not finite is written as a word."""
+    return not isinstance(check["value"], str)
+
+
+def _beyond(check: Mapping[str, Any], held: Mapping[str, Any]) -> bool:
+    return bool(check["value"] < held["value"]) if check["gate"].startswith("≥") else bool(check["value"] > held["value"])
+
+
+def quantised(section: Mapping[str, Any]) -> str:
+    """A manifest's quantization section in one line."""
+    counts = Counter(section["groups"].values())
+    groups = ", ".join(f"{count} groups {treatment}" for treatment, count in counts.items())
+    return f"{section['scheme']}: {groups}; the rest {section['floats']}; {section['prompts']['count']} prompts"
 
 
 def kv_cache_bytes(bundle: Bundle) -> int:
     """Keys and values of both guidance rows of one picture."""
-    spec, dtype = bundle.spec, np.float16 if bundle.manifest.precision == "fp16" else np.float32
+    spec, dtype = bundle.spec, np.float16 if bundle.manifest.floats == "fp16" else np.float32
     return 2 * 2 * spec.depth * spec.heads * spec.cache_length * spec.head_dim * np.dtype(dtype).itemsize
 
 
@@ -56,6 +89,8 @@ def _table(bundle: Bundle, facts: dict[str, Any]) -> Table:
     own = bundle.manifest.defaults
     table.add_row("sampling", ", ".join(f"{name} {value}" for name, value in own.items()) if own else "as published")
     table.add_row("precision", bundle.manifest.precision)
+    if bundle.manifest.quantization is not None:
+        table.add_row("quantised", quantised(bundle.manifest.quantization))
     table.add_row("KV cache", f"{mebibytes(facts['kv_cache_bytes_per_image'])} per picture")
     table.add_row("certificate", facts["certificate"]["summary"])
     table.add_row("made with", ", ".join(f"{name} {number}" for name, number in bundle.manifest.tools.items()))
@@ -63,4 +98,14 @@ def _table(bundle: Bundle, facts: dict[str, Any]) -> Table:
     for name, entry in bundle.manifest.files.items():
         table.add_row(name, mebibytes(entry.bytes))
     table.add_row("total", mebibytes(bundle.bytes))
+    return table
+
+
+def _gates(checks: list[dict[str, Any]]) -> Table:
+    table = Table(title="gates of the certificate", title_justify="left")
+    for name in ("stage", "mode", "figure", "worst", "gate", "where"):
+        table.add_column(name, justify="right" if name in ("worst", "gate") else "left")
+    for check in checks:
+        value = check["value"] if isinstance(check["value"], str) else f"{check['value']:.6g}"
+        table.add_row(check["stage"], check["mode"], check["metric"], value, check["gate"], check["where"][:60])
     return table

@@ -34,6 +34,7 @@ REQUIREMENTS: dict[str, tuple[str, ...]] = {
         "huggingface_hub>=1",
         "scikit-image>=0.25",
         "matplotlib>=3.9",
+        "jinja2>=3.1",
         "platformdirs>=4",
     ),
 }

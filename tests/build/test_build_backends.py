@@ -68,7 +68,7 @@ def test_a_bundle_of_another_precision(has: str, asked: str | None, message: str
 
 
 def bundle_of(precision: str) -> Any:
-    return SimpleNamespace(root="bundle", manifest=SimpleNamespace(precision=precision))
+    return SimpleNamespace(root="bundle", manifest=SimpleNamespace(precision=precision, floats="fp16"))
 
 
 @pytest.mark.parametrize(("backend", "extra"), [("tensorrt-rtx", "rtx"), ("tensorrt", "tensorrt")])

@@ -60,7 +60,8 @@ def test_where_nothing_can_be_settled_the_process_starts_all_the_same(tmp_path: 
 def test_a_build_that_may_differ_says_so(
     repeatable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    counts = {"attention": 0, "attention_lengths": 0, "kv_cache_updates": 0, "bytes": 9, "layers": {}, "plugins": {}}
+    counted = dict.fromkeys(("attention", "attention_lengths", "kv_cache_updates", "quantize", "dequantize"), 0)
+    counts = counted | {"bytes": 9, "layers": {}, "plugins": {}}
     facts = {"backend": "tensorrt-rtx", "precision": "fp16", "targets": ["sm86"], "batch": 4}
     engines = {"engines": {"context": counts | {"repeatable": repeatable}}}
     monkeypatch.setattr(build_package, "build_bundle", lambda *arguments: facts | engines)

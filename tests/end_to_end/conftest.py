@@ -11,18 +11,11 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from hart_edge.export import restore
-from hart_edge.export.checkpoint import Checkpoint
-from hart_edge.export.exporter import export_bundle
 from hart_edge.export.ship import ship
 from hart_edge.runtime import Bundle, Pipeline
 from hart_edge.runtime import bundle as bundle_module
 from hart_edge.runtime.bundle import MANIFEST
 from hart_edge.runtime.files import sha256_of
-
-
-@pytest.fixture(scope="session")
-def bundle_root_fp16(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_bundle(checkpoint, tmp_path_factory.mktemp("bundle") / "fp16", "fp16").root
 
 
 @pytest.fixture(scope="session")

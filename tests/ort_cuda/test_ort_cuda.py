@@ -253,12 +253,26 @@ def test_only_a_decoder_of_fp16_may_use_tf32(monkeypatch: pytest.MonkeyPatch, bu
     manifest = json.loads((bundle_folder / "manifest.json").read_text()) | {"precision": precision}
     (bundle_folder / "manifest.json").write_text(json.dumps(manifest))
     asked: dict[str, bool] = {}
-    monkeypatch.setattr(ort_cuda, "OrtCudaEngine", lambda path, name, memory, graphs, tf32: asked.update({name: tf32}))
+    monkeypatch.setattr(ort_cuda, "OrtCudaEngine", lambda path, name, memory, graphs, tf32, fold: asked.update({name: tf32}))
     backend = OrtCuda.__new__(OrtCuda)
     backend.memory = host_memory(HostDevice())
     for name in ("transition", "decoder"):
         backend.open_engine(bundle_folder / f"{name}.onnx", name)
     assert asked == {"transition": False, "decoder": precision == "fp16"}
+
+
+def test_weights_of_a_quantised_bundle_are_folded(monkeypatch: pytest.MonkeyPatch, bundle_folder: Path) -> None:
+    """The provider multiplies no weight as it is stored."""
+    section = {"floats": "fp16", "folded": []}
+    asked: list[bool] = []
+    monkeypatch.setattr(ort_cuda, "OrtCudaEngine", lambda path, name, memory, graphs, tf32, fold: asked.append(fold))
+    backend = OrtCuda.__new__(OrtCuda)
+    backend.memory = host_memory(HostDevice())
+    for changes in ({"precision": "fp16"}, {"precision": "int8-w8a8", "quantization": section}):
+        manifest = json.loads((bundle_folder / "manifest.json").read_text()) | changes
+        (bundle_folder / "manifest.json").write_text(json.dumps(manifest))
+        backend.open_engine(bundle_folder / "decoder.onnx", "decoder")
+    assert asked == [False, True]
 
 
 def test_verification_runs_on_device_tensors(
