@@ -13,7 +13,9 @@ from torch import Tensor
 from hart_edge.runtime.bundle import Bundle
 from hart_edge.runtime.engine import Array, Engine, Tensors
 from hart_edge.runtime.errors import InputError
+from hart_edge.runtime.noise import PhiloxNoise
 from hart_edge.runtime.spec import ModelSpec
+from hart_edge.runtime.timing import StageTimes
 
 from .graphs import MemoryEngine, open_with, said_before
 from .products import CONV, Product
@@ -91,7 +93,9 @@ class Collector:
             options = replace(pipe.defaults, residual=True)
             for number, prompt in enumerate(self._prompts):
                 progress(f"{what}, prompt", number, len(self._prompts))
-                pipe.generate(prompt, seed=number + 1, options=options)
+                *_, last = pipe.loop.run(pipe.encode_text([prompt]), options, PhiloxNoise([number + 1]), StageTimes())
+                if any(source.key[0] == "decoder" for source in self._sources):
+                    pipe.decode(last.f_hat)
 
     def _watched(self, take: Take) -> dict[str, Engine]:
         engines = dict.fromkeys(source.key[0] for source in self._sources)

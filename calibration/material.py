@@ -74,7 +74,7 @@ class Material:
         factors = self.migration.factors(live)
         tensors = dict(factors)
         with open_weights(self.bundle) as weights:
-            for name in {key.rpartition(".")[0] for key in factors}:
+            for name in dict.fromkeys(key.rpartition(".")[0] for key in factors):
                 tensors[name] = move(weights.get_tensor(name), *exponents_of(name, factors))
             for product, treatment in chosen.items():
                 weight = tensors[product.name] if product.name in tensors else weights.get_tensor(product.name)

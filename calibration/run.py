@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hart_edge.runtime.bundle import CERTIFICATE, MANIFEST, WEIGHTS, Bundle, FileEntry, Manifest
@@ -69,6 +71,18 @@ class Request:
         }
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch adds up in an order that depends on its threads; the same prompts are to give the same bytes whatever their number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@one_thread()
 def calibrate(
     bundle: Bundle,
     target: Path,
@@ -142,6 +156,7 @@ def fallen(section: Mapping[str, Any]) -> list[str]:
     return [group for group, name in section["groups"].items() if name != engines[group.partition(".")[0]].name]
 
 
+@one_thread()
 def prepare(bundle: Bundle, request: Request, progress: Progress = no_progress) -> Material:
     """Collect statistics; where activations are to be rounded, choose the migration and collect distributions after it."""
     scheme = scheme_of(request.scheme)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +15,6 @@ import torch
 from safetensors.torch import load_file
 
 from hart_edge.calibration.collect import Collector
-from hart_edge.calibration.run import Request, calibrate
 from hart_edge.export.checkpoint import Checkpoint
 from hart_edge.export.verify import verify_bundle
 from hart_edge.runtime import Bundle, Pipeline
@@ -53,10 +55,16 @@ def test_the_manifest_says_how_it_was_made(w8a8_root: Path, bundle_root: Path) -
     assert section["groups"]["transformer.layers.1.down"] == "w8a8" and section["groups"]["decoder.mid"] == "weight-only"
 
 
-def test_the_same_prompts_give_the_same_bytes(w8a8_root: Path, bundle_root: Path, choice: Callable[..., Path], tmp_path: Path) -> None:
+def test_the_same_prompts_give_the_same_bytes(
+    w8a8_root: Path, bundle_root: Path, choice: Callable[..., Path], prompts: Path, tmp_path: Path
+) -> None:
+    """In another process, with another order of sets and another number of threads."""
     chosen = choice("w8a8", transformer__layers__0__down="weight-only", transformer__head="float")
-    again = calibrate(Bundle(bundle_root), tmp_path / "again", Request("w8a8", ("a lighthouse", "a boat at sea")), chosen).root
-    assert {p.name: p.read_bytes() for p in again.iterdir()} == {p.name: p.read_bytes() for p in w8a8_root.iterdir()}
+    code = "import sys; from hart_edge.runtime.cli import main; main(sys.argv[1:])"
+    command = ["calibrate", str(bundle_root), "--prompts", str(prompts), "--sensitivity", str(chosen), "-o", str(tmp_path / "again")]
+    environment = os.environ | {"PYTHONHASHSEED": "7", "OMP_NUM_THREADS": "2"}
+    subprocess.run([sys.executable, "-c", code, *command], env=environment, timeout=300, check=True, capture_output=True)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "again").iterdir()} == {p.name: p.read_bytes() for p in w8a8_root.iterdir()}
 
 
 def test_it_draws_and_passes_its_gates(w8a8_root: Path, checkpoint: Checkpoint) -> None:
