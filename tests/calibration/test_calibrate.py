@@ -85,7 +85,8 @@ def test_a_damaged_8_bit_weight_fails(
     _overwrite(root / WEIGHTS, "transformer.layers.1.qkv.weight", weight)
     rehash(root)
     report = verify_bundle(Bundle(root, check_files=False), checkpoint, ["a boat"], backend="cpu")
-    assert report.failed_stages() == ["transformer"]
+    failed = set(report.failed_stages())  # the pictures may show it as well: a free run flips a token or not
+    assert "transformer" in failed and failed <= {"transformer", "pipeline"}
 
 
 def _overwrite(path: Path, name: str, value: torch.Tensor) -> None:
