@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .graphs import clear_gradients
+from .muon import StackedMuon
 
 FLOOR = 0.01  # of the peak learning rate, at the end of the stage
 
@@ -36,9 +37,9 @@ def adamw(parameters: Iterable[Any], lr: float, betas: tuple[float, float]) -> t
     return optimizer
 
 
-def muon(parameters: Iterable[Tensor], lr: float, decay: float) -> torch.optim.Optimizer:
+def muon(parameters: Sequence[Tensor], lr: float, decay: float) -> torch.optim.Optimizer:
     """Muon (Jordan et al., 2024) for the matrices of blocks, its steps as large as AdamW's (arXiv 2502.16982)."""
-    optimizer = torch.optim.Muon(parameters, lr=lr, weight_decay=decay, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+    optimizer = StackedMuon(parameters, lr, decay)
     for group in optimizer.param_groups:
         group["factor"] = 1.0
     return optimizer
