@@ -1,4 +1,4 @@
-"""`hart-edge inspect`: what a bundle holds, without running it."""
+"""`hart-edge inspect`: what a bundle holds, and the engines built for it, without running either."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from rich.table import Table
 
 from ..bundle import Bundle, bundled_folder
 from ..certificate import read_certificate
+from ..errors import EngineError
+from ..trt.packages import PACKAGES
+from ..trt.sidecar import find_engines, read_sidecar, staleness
 from .output import console, mebibytes, write_json
 
 
@@ -21,7 +24,7 @@ def inspect(
     check: Annotated[bool, typer.Option(help="Compare every file with its SHA-256.")] = True,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the facts as JSON; - for standard output.")] = None,
 ) -> None:
-    """Show a bundle's model, files, sizes and certificate."""
+    """Show a bundle's model, files, sizes, certificate, and the TensorRT engines that were built for it."""
     opened = Bundle(bundled_folder() if bundle is None else bundle, check_files=check)
     facts = describe(opened)
     write_json(json_file, facts)
@@ -40,6 +43,28 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "total_bytes": bundle.bytes,
         "kv_cache_bytes_per_image": kv_cache_bytes(bundle),
         "certificate": {"valid": certificate.valid, "summary": certificate.summary, "gates": worst_gates(certificate.report)},
+        "engine_folders": [facts for name in PACKAGES if (facts := engine_facts(bundle, name)) is not None],
+    }
+
+
+def engine_facts(bundle: Bundle, backend: str) -> dict[str, Any] | None:
+    """Of a backend's engines for the bundle, `problem` where they cannot be used as they are; None when there are none."""
+    folder = find_engines(bundle.root, backend)
+    if folder is None:
+        return None
+    facts: dict[str, Any] = {"backend": backend, "folder": str(folder)}
+    try:
+        sidecar = read_sidecar(folder)
+    except EngineError as error:
+        return facts | {"problem": str(error)}
+    return facts | {
+        "targets": list(sidecar.targets),
+        "precision": sidecar.precision,
+        "batch": sidecar.batch,
+        "version": sidecar.version,
+        "total_bytes": sum(engine.bytes for engine in sidecar.engines.values()),
+        "certificate": read_certificate(bundle.root, folder).summary,
+        "problem": staleness(sidecar, bundle, None),
     }
 
 
@@ -98,6 +123,14 @@ def _table(bundle: Bundle, facts: dict[str, Any]) -> Table:
     for name, entry in bundle.manifest.files.items():
         table.add_row(name, mebibytes(entry.bytes))
     table.add_row("total", mebibytes(bundle.bytes))
+    for built in facts["engine_folders"]:
+        table.add_section()
+        table.add_row(f"{built['backend']} engines", built["folder"])
+        if "targets" in built:
+            table.add_row("", f"{', '.join(built['targets'])}; {built['precision']}; up to {built['batch']} pictures at a time")
+            table.add_row("", f"{mebibytes(built['total_bytes'])}, TensorRT {built['version']}, certificate: {built['certificate']}")
+        if built["problem"]:
+            table.add_row("", built["problem"])
     return table
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import mmap
 import struct
 from pathlib import Path
 from typing import Protocol
 
 from ..errors import EngineError
+from ..file_hashes import remembered_sha256
 from .sidecar import EngineFacts, Sidecar
 
 MAGIC = b"vtrt"
@@ -27,20 +27,21 @@ class Card(Protocol):
 
 
 def map_engine(path: Path, facts: EngineFacts) -> mmap.mmap:
-    """The file's bytes, its size and SHA-256 compared with `engines.json`; EngineError says what differs."""
+    """The file's bytes, its size and SHA-256 compared with `engines.json`; EngineError says what differs.
+
+    The hash of a large file is remembered (file_hashes.py): taking it anew would hold up every first picture.
+    """
     remedy = "Copy the engines again from their source, or build them again with `hart-edge build … --overwrite`."
     try:
         with path.open("rb") as file:
             size = path.stat().st_size
             if size != facts.bytes:
                 raise EngineError(f"{path} has {size} bytes; engines.json says {facts.bytes}.", remedy)
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            if remembered_sha256(path) != facts.sha256:
+                raise EngineError(f"{path} has another SHA-256 than engines.json says.", remedy)
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
         raise EngineError(f"{path} cannot be read: {error}.", remedy) from error
-    if hashlib.sha256(data).hexdigest() != facts.sha256:
-        data.close()
-        raise EngineError(f"{path} has another SHA-256 than engines.json says.", remedy)
-    return data
 
 
 def check_header(path: Path, header: bytes, version: str, info: Card) -> None:

@@ -142,3 +142,31 @@ def test_verify_writes_the_certificate_beside_the_engines(
     assert certificate["gpu"] == {"cuda": None, "cards": []} or certificate["gpu"]["cards"]
     assert sha256_of(bundle.root / "accuracy.json") == before
     assert built == []
+
+
+def test_inspect_lists_engines(bundle: Bundle, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["inspect", "--json", "-"]) == 0
+    (facts,) = json.loads(capsys.readouterr().out)["engine_folders"]
+    assert facts == {
+        "backend": "tensorrt-rtx",
+        "folder": str(folder),
+        "targets": ["sm75", "sm80", "sm86", "sm89", "sm120"],
+        "precision": "fp16",
+        "batch": 2,
+        "version": "1.7.1.116",
+        "total_bytes": sum(path.stat().st_size for path in folder.glob("*.engine")),
+        "certificate": "not verified: no accuracy.json",
+        "problem": "",
+    }
+    assert run(["inspect"]) == 0
+    assert "sm75, sm80, sm86, sm89, sm120; fp16; up to 2 pictures" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(("entries", "problem"), [({"source": {}}, "built from another bundle"), ({"schema": 1}, "reads schema 2")])
+def test_inspect_says_what_is_wrong_with_engines(
+    entries: dict[str, Any], problem: str, bundle: Bundle, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(folder, **entries)
+    assert run(["inspect", "--json", "-"]) == 0
+    (facts,) = json.loads(capsys.readouterr().out)["engine_folders"]
+    assert problem in facts["problem"]

@@ -14,7 +14,7 @@ from tensorrt_double import HostGpu, Opener, TrtDouble
 from hart_edge.export.build import process
 from hart_edge.export.build.shapes import dimension_ranges
 from hart_edge.export.build.worker import BuildJob, EngineJob
-from hart_edge.runtime import Bundle, BundleError, EngineError, GpuError, HartWarning, InputError, Pipeline
+from hart_edge.runtime import Bundle, BundleError, EngineError, GpuError, HartWarning, InputError, Pipeline, file_hashes
 from hart_edge.runtime import pipeline as pipeline_module
 from hart_edge.runtime.backends import has_driver
 from hart_edge.runtime.files import sha256_of
@@ -158,6 +158,21 @@ def test_the_real_tensorrt_says_why_it_does_not_load_an_engine(bundle: Bundle, t
             Session(Loader(gpu, tensorrt_rtx, tensorrt_rtx.Runtime(log.logger), log), "context", data, None)
         with pytest.raises(EngineError, match="was built for SM86; RTX double has SM89"):
             check_header(path, data[:HEADER], tensorrt_rtx.__version__, HostGpu(89).info)
+
+
+def test_the_hash_of_a_large_engine_is_taken_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_hashes, "LARGE", 1)
+    monkeypatch.setattr(file_hashes, "SETTLED", -1.0)
+    facts, path = read_sidecar(folder).engines["context"], folder / "context.engine"
+    taken: list[Path] = []
+    monkeypatch.setattr(file_hashes, "sha256_of", lambda path: taken.append(path) or sha256_of(path))
+    for _ in range(2):
+        map_engine(path, facts).close()
+    assert taken == [path]
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(EngineError, match="another SHA-256"):
+        map_engine(path, facts)
+    assert taken == [path, path]
 
 
 @pytest.mark.parametrize("name", ["../context.engine", "/etc/passwd", "..", ""])
