@@ -51,10 +51,15 @@ def is_held_out(group: Group) -> bool:
     return (group.count, group.colour, group.shape) in HELD_OUT
 
 
-def sample_scene(rng: np.random.Generator, held_out: bool = False) -> Scene:
-    """One scene of 1 to 4 objects; with `held_out` it has at least one held-out group, without it none."""
+def sample_scene(rng: np.random.Generator, held_out: bool = False, inside: float | None = None) -> Scene:
+    """One scene of 1 to 4 objects; with `held_out` it has at least one held-out group, without it none.
+
+    inside: about which share has one object inside another; None: as usual, INSIDE_HELD_OUT or INSIDE_TRAINED.
+    """
+    if inside is None:
+        inside = INSIDE_HELD_OUT if held_out else INSIDE_TRAINED
     while True:
-        spec = _sample_spec(rng, INSIDE_HELD_OUT if held_out else INSIDE_TRAINED)
+        spec = _sample_spec(rng, inside)
         if any(is_held_out(group) for group in spec.groups) != held_out:
             continue
         items = _place(spec, rng)

@@ -17,7 +17,7 @@ from .loop import Trainer, train
 from .sizes import Size, size_named
 from .state import Budget, RunFolder
 
-_SETTINGS = ("size", "batch", "seed", "ema", "lr")  # what may not change between the commands of one run
+_SETTINGS = ("size", "batch", "seed", "ema", "lr", "inside")  # what may not change between the commands of one run
 
 
 def parser(description: str | None, *, minutes: float, batch: int, lr: float, ema: float, warmup: int) -> ArgumentParser:
@@ -37,6 +37,7 @@ def parser(description: str | None, *, minutes: float, batch: int, lr: float, em
     parser.add_argument("--compile", action=BooleanOptionalAction, default=torch.cuda.is_available(), help="torch.compile")
     parser.add_argument("--graphs", action=BooleanOptionalAction, default=torch.cuda.is_available(), help="CUDA graphs")
     parser.add_argument("--reuse", type=int, default=4, help="times a rendered picture is used on average; 1 renders every batch anew")
+    parser.add_argument("--inside", type=float, help="share of scenes with one object inside another [default: the data set's]")
     parser.add_argument("--pool", type=int, default=32768, help="pictures kept when --reuse is above 1")
     return parser
 
@@ -76,6 +77,8 @@ def _check(options: Namespace) -> None:
             raise InputError(f"--{name} is {getattr(options, name)}; expected more than 0.")
     if options.reuse < 1 or options.batch % options.reuse:
         raise InputError(f"--reuse is {options.reuse}; expected a divisor of --batch {options.batch}.")
+    if options.inside is not None and not 0 <= options.inside <= 1:
+        raise InputError(f"--inside is {options.inside}; expected a share between 0 and 1.")
     if options.steps is not None and options.steps < 1:
         raise InputError(f"--steps is {options.steps}; expected 1 or more.")
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -90,7 +93,8 @@ def digest(path: Path) -> str:
 def main(parser: ArgumentParser, run: Callable[[Namespace, Source], object]) -> None:
     """Entry point of a stage, on the procedural pictures."""
     try:
-        run(parser.parse_args(), Shapes())
+        options = parser.parse_args()
+        run(options, Shapes(options.inside))
     except HartError as error:
         print(error, file=sys.stderr)
         raise SystemExit(error.exit_code) from error

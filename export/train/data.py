@@ -41,13 +41,19 @@ class Source(Protocol):
         """What a caption claims: one number below each of `claim_sizes`."""
 
 
+@dataclass(frozen=True)
 class Shapes:
-    """The procedural pictures of `hart_edge.export.shapes`."""
+    """The procedural pictures of `hart_edge.export.shapes`.
+
+    inside: share of training scenes with one object inside another; None: the data set's own.
+    """
+
+    inside: float | None = None
 
     def sample(self, rng: np.random.Generator, held_out: bool) -> tuple[Any, str]:
         from ..shapes import captions, sampler
 
-        scene = sampler.sample_scene(rng, held_out=held_out)
+        scene = sampler.sample_scene(rng, held_out, None if held_out else self.inside)
         return scene, captions.caption(scene, rng)
 
     def pack(self, scenes: list[Any]) -> Packed:

@@ -21,7 +21,7 @@ from hart_edge.export.reference.hart import Context, HartReference, Settings
 from hart_edge.export.reference.text import TextConditioner
 from hart_edge.export.train import tokenizer, transformer
 from hart_edge.export.train.assemble import assemble
-from hart_edge.export.train.data import make_batch, stream
+from hart_edge.export.train.data import Shapes, make_batch, stream
 from hart_edge.export.train.diffusion_loss import DiffusionLoss, residual_target
 from hart_edge.export.train.quantize import encode, gain_of, quantise
 from hart_edge.export.train.sequence import block_causal, forward, kept_count, random_places, take
@@ -332,6 +332,20 @@ def test_faults_are_named(stage1: Path, tmp_path: Path) -> None:
         tokenizer.run(options_of(tokenizer, tmp_path / "new", "--size", "huge"), Discs())
     with pytest.raises(HartError, match="--reuse is 3"):
         transformer.run(options_of(transformer, run, "--tokenizer", str(stage1), "--reuse", "3"), Discs())
+    with pytest.raises(InputError, match=r"--inside is 1\.5; expected a share"):
+        tokenizer.run(options_of(tokenizer, tmp_path / "new", "--inside", "1.5"), Discs())
+
+
+def test_the_share_of_objects_inside_others_can_be_chosen() -> None:
+    """For training only: held-out scenes are those that everything is judged by."""
+
+    def share(inside: float | None, held_out: bool) -> float:
+        rng = np.random.default_rng(5)
+        return sum(Shapes(inside).sample(rng, held_out)[0].relation == "inside" for _ in range(300)) / 300
+
+    assert share(0.0, held_out=False) == 0 and share(1.0, held_out=False) == 1
+    assert 0.17 < share(None, held_out=False) < 0.33  # one in four, give or take three standard errors
+    assert share(1.0, held_out=True) == share(None, held_out=True) < 0.2
 
 
 def test_a_damaged_tokenizer_is_named(stage1: Path, tmp_path: Path) -> None:
