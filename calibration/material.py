@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from onnx import ModelProto
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -22,7 +23,7 @@ from .collect import Key
 from .graphs import MemoryEngine, load_graph, open_with
 from .migrate import Migration
 from .products import CONV, Product, find_products, groups_of
-from .qdq import Insertion, insert
+from .qdq import Insertion, insert, multiply
 from .quantized import Quantized, Ranges, quantize
 from .ranges import RANGES
 from .schemes import Scheme, Treatment
@@ -67,15 +68,10 @@ class Material:
 
         Groups that `treatments` does not name keep their weights as they are.
         """
-        graph, insertions = ModelProto(), {}
-        graph.CopyFrom(self.graphs[engine])
         chosen = {p: treatments[p.group] for p in self.products if p.engine == engine and p.group in treatments}
-        live = self._live(chosen)
-        factors = self.migration.factors(live)
-        tensors = dict(factors)
+        live, insertions = self._live(chosen), {}
+        graph, tensors = self.migrated(engine, live)
         with open_weights(self.bundle) as weights:
-            for name in dict.fromkeys(key.rpartition(".")[0] for key in factors):
-                tensors[name] = move(weights.get_tensor(name), *exponents_of(name, factors))
             for product, treatment in chosen.items():
                 weight = tensors[product.name] if product.name in tensors else weights.get_tensor(product.name)
                 if weight.dtype != treatment.weight.dtype:
@@ -84,6 +80,27 @@ class Material:
                     tensors |= numbers.tensors(product.name)
         insert(graph, insertions)
         return graph, tensors
+
+    def migrated(self, engine: str, sites: Iterable[Site]) -> tuple[ModelProto, dict[str, Tensor]]:
+        """An engine's graph with the migrations of its sites and nothing rounded yet, and the tensors that this changes or adds."""
+        own = [site for site in sites if site.tensors[0][0] == engine]
+        graph, factors = ModelProto(), self.migration.factors(own)
+        graph.CopyFrom(self.graphs[engine])
+        tensors = dict(factors)
+        with open_weights(self.bundle) as weights:
+            for name in dict.fromkeys(key.rpartition(".")[0] for key in factors):
+                tensors[name] = move(weights.get_tensor(name), *exponents_of(name, factors))
+        return graph, tensors | self._multiply(graph, [site for site in own if site.explicit])
+
+    def _multiply(self, graph: ModelProto, sites: Sequence[Site]) -> dict[str, Tensor]:
+        """Put the multiplications of explicit sites into a graph; their factors, by name in the weights file."""
+        factors = {}
+        for site in sites:
+            ((engine, tensor),) = site.tensors
+            exponent = self.migration.exponents[site]
+            name = multiply(graph, tensor, [weight.removeprefix(f"{engine}.") for weight in site.multiplied], len(exponent))
+            factors[f"{engine}.{name}"] = torch.exp2(-exponent.float())
+        return factors
 
     def _quantized(self, product: Product, weight: Tensor, treatment: Treatment, live: Sequence[Site]) -> Quantized:
         """The product's numbers, computed once for every treatment and every set of sites around it."""

@@ -7,7 +7,7 @@ sampled rows.
 
 The division happens where a multiplication stands already: in the weight of an RMSNorm, and in the columns of a product whose
 result is only multiplied with the other half of a gated MLP. The two norms of a HART block share one weight, so one s serves
-what reads either of them.
+what reads either of them. Elsewhere the graph gets a multiplication by 1/s, where that pays.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from .sites import Site
 from .statistics import Histogram, Peaks
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+PAYS = 0.5
+"""A multiplication of its own has to bring the error below this share of what it was."""
 MOST = 12
 """Largest magnitude of an exponent."""
 
@@ -50,7 +52,8 @@ class Migration:
         """What the migration of these sites does to weights, as exponents that are kept beside them (export/stored.py)."""
         found: dict[str, Tensor] = {}
         for site in sites:
-            found[f"{site.divided}.{COLUMNS}"] = -self.exponents[site]
+            if not site.explicit:
+                found[f"{site.divided}.{COLUMNS}"] = -self.exponents[site]
             found |= {f"{name}.{ROWS}": self.exponents[site] for name in site.multiplied}
         return found
 
@@ -62,7 +65,7 @@ def choose(sites: Sequence[Site], peaks: Mapping[Key, Peaks], weight: Weight, ra
         options = [_exponents(site, peaks, weight, strength) for strength in STRENGTHS]
         errors = [_error(site, peaks, weight, range_, option) for option in options]
         best = options[errors.index(min(errors))]
-        if best.any():
+        if best.any() and (not site.explicit or min(errors) < PAYS * errors[0]):  # the first is that of no migration
             found[site] = best
     return Migration(found)
 
@@ -75,7 +78,7 @@ def _exponents(site: Site, peaks: Mapping[Key, Peaks], weight: Weight, strength:
     rows = torch.stack([weight(name).double().abs().amax(dim=1) for name in site.multiplied]).amax(dim=0)
     ratio = strength * activation.clamp_min(1e-30).log2() - (1 - strength) * rows.clamp_min(1e-30).log2()
     result = torch.where((activation > 0) & (rows > 0), (ratio - ratio.median()).round().clamp(-MOST, MOST), 0)
-    exact = _exact(weight(site.divided), -result)
+    exact = torch.ones(len(result), dtype=torch.bool) if site.explicit else _exact(weight(site.divided), -result)
     for name in site.multiplied:
         exact &= _exact(weight(name).T, result)
     return torch.where(exact, result, 0).to(torch.int8)

@@ -3,13 +3,14 @@
     weight      stored → DequantizeLinear(scale) → product          (float16 in a graph of float32: Cast)
     activation  x → QuantizeLinear(input_scale) → DequantizeLinear(input_scale) → product
     convolution → QuantizeLinear(output_scale) → DequantizeLinear(output_scale) →   (W8A8 only)
+    activation  x → Mul(factor) → all of the above      (where a migration has no weight before x to go into)
 
 Scales are float32 in the weights file; a graph that computes in float16 casts them, which loses nothing (`exact_scale`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from onnx import ModelProto, NodeProto, TensorProto, helper
@@ -66,6 +67,28 @@ class _Writer:
         return self.scales[name]
 
 
+def multiply(model: ModelProto, tensor: str, weights: Sequence[str], channels: int) -> str:
+    """Multiply a tensor by a factor [channels] of the weights file for the products that have these weights; returns its name.
+
+    To be called before `insert`, while products still read their weights directly.
+    """
+    graph, name, result = model.graph, f"{tensor}.factor", f"{tensor}.multiplied"
+    readers = [k for k, node in enumerate(graph.node) if node.op_type == MATMUL and node.input[0] == tensor and node.input[1] in weights]
+    element = element_type(model, graph.node[readers[0]].output[0])
+    graph.initializer.append(TensorProto(name=name, data_type=TensorProto.FLOAT, dims=(channels,), data_location=TensorProto.EXTERNAL))
+    factor, added = name, list[NodeProto]()
+    if element != TensorProto.FLOAT:
+        factor = f"{name}.cast"
+        added.append(helper.make_node("Cast", [name], [factor], factor, to=element))
+    added.append(helper.make_node("Mul", [tensor, factor], [result], result))
+    for k in readers:
+        graph.node[k].input[0] = result
+    nodes = [*graph.node[: readers[0]], *added, *graph.node[readers[0] :]]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return name
+
+
 def insert(model: ModelProto, insertions: Mapping[str, Insertion]) -> None:
     """Change the graph in place.
 
@@ -100,7 +123,7 @@ def _rewrite(writer: _Writer, node: NodeProto, insertion: Insertion) -> None:
     product, numbers = insertion.product, insertion.numbers
     node.input[1] = _weight(writer, product, numbers)
     if insertion.treatment.activations:
-        node.input[0] = _activation(writer, product)
+        node.input[0] = _activation(writer, product, node.input[0])
     if numbers.output_scale is not None:
         _output(writer, node, product)
     if numbers.scale is not None:
@@ -117,16 +140,16 @@ def _weight(writer: _Writer, product: Product, numbers: Quantized) -> str:
     return writer.put("DequantizeLinear", [product.weight, scale], f"{product.weight}.real", **axis)
 
 
-def _activation(writer: _Writer, product: Product) -> str:
-    """The product's input, rounded. Every reader of a tensor has its own pair of nodes, each pair with another `axis`.
+def _activation(writer: _Writer, product: Product, source: str) -> str:
+    """The product's input `source`, rounded. Every reader of a tensor has its own pair of nodes, each pair with another `axis`.
 
     ONNX Runtime computes a product in integers only if nothing else reads the QuantizeLinear before it, and merges nodes that are
     equal. The standard ignores `axis` where the scale is a scalar, so it can tell them apart.
     """
     scale, zero = writer.scale(f"{product.weight}.input_scale", ()), f"{ZERO}_{writer.form.name}"
-    axis = writer.readers.setdefault(product.source, 0)
-    writer.readers[product.source] += 1
-    stored = writer.put("QuantizeLinear", [product.source, scale, zero], f"{product.weight}.input_stored", axis=axis)
+    axis = writer.readers.setdefault(source, 0)
+    writer.readers[source] += 1
+    stored = writer.put("QuantizeLinear", [source, scale, zero], f"{product.weight}.input_stored", axis=axis)
     return writer.put("DequantizeLinear", [stored, scale, zero], f"{product.weight}.input", axis=axis)
 
 

@@ -23,6 +23,9 @@ from .products import Product
 from .replay import Damage, Recorded, replay
 from .schemes import TREATMENTS, Scheme, Treatment
 
+ALONE = 2
+"""Prompts that a group on its own is judged by."""
+
 Score = Callable[[Pipeline], float]
 """Share of right pictures that a pipeline draws."""
 
@@ -89,8 +92,8 @@ def measure(material: Material, scheme: Scheme, recorded: Sequence[Recorded], sc
 
 
 def judged(recorded: Sequence[Recorded]) -> Sequence[Recorded]:
-    """Those that single groups are judged by: half, which orders the groups as well and takes half the time."""
-    return recorded[: -(-len(recorded) // 2)]
+    """Those that single groups are judged by: a few, which order the groups as well and take less time."""
+    return recorded[:ALONE]
 
 
 def decide(

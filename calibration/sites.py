@@ -16,12 +16,15 @@ class Site:
     """Where a migration can happen, by names in the weights file.
 
     Attributes:
-        divided: weight whose last axis is divided: of a norm [K], or of a product [in, K].
+        divided: weight whose last axis is divided: of a norm [K], or of a product [in, K]. Where no weight stands before the
+            activation, the activation itself, ENGINE.TENSOR.
         reads: activations between, each with the weights [K, out] that multiply it.
+        explicit: no weight stands before it: the graph gets a multiplication of its own.
     """
 
     divided: str
     reads: tuple[tuple[Key, tuple[str, ...]], ...]
+    explicit: bool = False
 
     @property
     def readers(self) -> dict[Key, tuple[str, ...]]:
@@ -37,9 +40,11 @@ class Site:
 
 
 def find_sites(model: ModelProto, engine: str, products: Sequence[Product]) -> list[Site]:
-    """Every place of an engine's graph where a migration changes nothing but the activations themselves."""
+    """Every place of an engine's graph where a migration changes nothing but the activations themselves; a product's input is at one
+    place at most, without a multiplication of its own if that is possible."""
     finder = _Finder(model, engine, products)
-    return [*finder.norms(), *finder.gates()]
+    free = [*finder.norms(), *finder.gates()]
+    return [*free, *finder.others({tensor for site in free for tensor in site.tensors})]
 
 
 class _Finder:
@@ -59,6 +64,13 @@ class _Finder:
     def gates(self) -> list[Site]:
         """a · b, read by products alone, where b is a product without bias that nothing else reads."""
         return [site for node in self.nodes if node.op_type == "Mul" and (site := self._gate(node))]
+
+    def others(self, taken: set[Key]) -> list[Site]:
+        """What else products read."""
+        found: dict[Key, list[str]] = {}
+        for product in self.products.values():
+            found.setdefault((self.engine, product.source), []).append(product.name)
+        return [Site(".".join(key), ((key, tuple(names)),), explicit=True) for key, names in found.items() if key not in taken]
 
     def _gate(self, node: NodeProto) -> Site | None:
         own = [self.products[name] for name in node.input if name in self.products and len(self._readers(name)) == 1]

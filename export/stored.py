@@ -3,6 +3,9 @@ between channels. Written by `hart_edge.calibration`, read back by verification.
 
     real value of NAME = stored · NAME.scale                 (NAME.scale: [] or one per output channel)
     what the checkpoint has = real · 2^−NAME.rows[:, None] · 2^−NAME.columns
+
+Rows are made up for by the columns of the weights before them, or, where there are none, by ENGINE.TENSOR.factor, 2^−rows as float32,
+that the graph multiplies an activation by.
 """
 
 from __future__ import annotations
