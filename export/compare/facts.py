@@ -144,7 +144,7 @@ def _head(asked: Asked) -> dict[str, Any]:
     first = asked.bundles[0]
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "machine": {"system": platform.platform(), "cores": os.cpu_count()},
+        "machine": {"system": f"{platform.system()} {platform.machine()}", "cores": os.cpu_count()},
         "tools": {name: version(name) for name in ("hart-edge", "onnxruntime", "numpy", "torch")},
         "checkpoint": asked.source.checkpoint,
         "model": first.spec.to_json(),
