@@ -15,7 +15,7 @@ from onnx import ModelProto, helper
 from hart_edge.runtime.bundle import Bundle
 from hart_edge.runtime.engine import Array, Engine, Tensors
 from hart_edge.runtime.errors import EngineError, HartWarning
-from hart_edge.runtime.ort import OrtCpu, OrtEngine, first_line, session_options
+from hart_edge.runtime.ort import UNWANTED, OrtCpu, OrtEngine, first_line, session_options
 from hart_edge.runtime.pipeline import Pipeline
 from hart_edge.runtime.spec import REEXPORT
 
@@ -65,7 +65,8 @@ class MemoryEngine(OrtEngine):
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.absolute()))
         try:
-            return ort.InferenceSession(self._data, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+            providers = ["CPUExecutionProvider"]
+            return ort.InferenceSession(self._data, options, providers=providers, enable_fallback=0, disabled_optimizers=UNWANTED)
         except Exception as error:  # ONNX Runtime raises its own unrelated exception types
             raise EngineError(f"the changed graph of engine {self.name} does not load: {first_line(error)}", REEXPORT) from error
 

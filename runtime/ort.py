@@ -24,6 +24,10 @@ _DTYPES = {
     "tensor(uint8)": np.uint8,
 }
 
+UNWANTED = ["QDQPropagationTransformer"]
+"""Optimisers that are left out: this one moves a QuantizeLinear past a Reshape, and of an unsigned one made of it later, ONNX Runtime
+1.32 then says itself that its type is wrong. What else it does makes no difference to our graphs."""
+
 
 class OrtEngine:
     """One ONNX file in one session. Implements `Engine`.
@@ -129,7 +133,7 @@ def session_options(threads: int, fold: bool = False) -> ort.SessionOptions:
 def open_session(path: Path, name: str, options: ort.SessionOptions, providers: list[Any]) -> ort.InferenceSession:
     """Load a graph; EngineError says what ONNX Runtime could not do with it."""
     try:
-        return ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
+        return ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0, disabled_optimizers=UNWANTED)
     except Exception as error:  # ONNX Runtime raises its own unrelated exception types
         raise EngineError(
             f"engine {name} does not load from {path}: {first_line(error)}",

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from hart_edge.calibration.collect import Collector
+from hart_edge.calibration.run import Request, calibrate
 from hart_edge.export.checkpoint import Checkpoint
 from hart_edge.export.verify import verify_bundle
 from hart_edge.runtime import Bundle, Pipeline
@@ -73,6 +74,14 @@ def test_it_draws_and_passes_its_gates(w8a8_root: Path, checkpoint: Checkpoint) 
     kl = [check.value for check in report.checks if check.metric == "logits KL"]
     assert 0 < max(kl) < 0.1  # it is quantised, and not by much
     with Pipeline.open(Bundle(w8a8_root), backend="cpu") as pipe:
+        assert pipe.generate("a boat").size == (128, 128)
+
+
+def test_every_product_in_integers(bundle_root: Path, choice: Callable[..., Path], tmp_path: Path) -> None:
+    """The decoder's convolutions too, those before its attention's reshapes among them."""
+    made = calibrate(Bundle(bundle_root), tmp_path / "all", Request("w8a8-all", ("a boat", "a lighthouse")), choice("w8a8-all"))
+    assert set(made.manifest.quantization["groups"].values()) == {"w8a8"}
+    with Pipeline.open(made, backend="cpu") as pipe:
         assert pipe.generate("a boat").size == (128, 128)
 
 

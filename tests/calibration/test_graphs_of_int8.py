@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from hart_edge.runtime import Bundle
 from hart_edge.runtime.bundle import folded_engines
-from hart_edge.runtime.ort import session_options
+from hart_edge.runtime.ort import UNWANTED, session_options
 
 FLOAT_ENGINES = ("transition",)
 
@@ -27,7 +27,7 @@ def optimised(root: Path, engine: str, tmp_path: Path) -> Counter[str]:
     """Kinds of nodes that ONNX Runtime runs."""
     options = session_options(1, engine in folded_engines(root))
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
-    ort.InferenceSession(str(root / f"{engine}.onnx"), options, providers=["CPUExecutionProvider"])
+    ort.InferenceSession(str(root / f"{engine}.onnx"), options, providers=["CPUExecutionProvider"], disabled_optimizers=UNWANTED)
     graph = onnx.load(tmp_path / "optimised.onnx", load_external_data=False).graph
     return Counter(node.op_type for node in graph.node)
 
