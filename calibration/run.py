@@ -34,8 +34,8 @@ from .write import place, write_weights
 
 RANGE = "mse"
 REPLAYED = 16
-"""Prompts, of those to calibrate with, that are replayed to judge the whole. Of four, the worst token was far better than of other
-prompts (docs/measurements.md)."""
+"""Prompts, of those to calibrate with, that are replayed to judge the whole. Four were too few for the bundled model: their
+worst token's cosine was 0.994, that of eight others 0.988."""
 
 
 def no_progress(what: str, done: int, total: int) -> None:

@@ -3,9 +3,9 @@
     python tests/on_card.py -o FOLDER [--only kernels,fused] [--list]
 
 Every step is a command of its own, with its output in FOLDER/NAME.txt and its figures in FOLDER/NAME.json. One that fails or takes
-too long does not keep the others from running. The table of results comes last; exit code 1 when a step failed. All of it takes
-about twenty minutes on an H100. What several steps need, a bundle of the released sizes with random weights (5 GB), is made by the
-first of them in FOLDER/random. For the recorded runs, HART_EDGE_GOLDEN_BUNDLES names a folder of their fp32 bundles.
+too long does not keep the others from running. The table of results comes last; exit code 1 when a step failed. What several steps
+need, a bundle of the released sizes with random weights, is made by the first of them in FOLDER/random. For the recorded runs,
+HART_EDGE_GOLDEN_BUNDLES names a folder of their fp32 bundles.
 """
 
 from __future__ import annotations
