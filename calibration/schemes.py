@@ -118,8 +118,8 @@ SCHEMES = {
     )
 }
 """What runs for every scale and every step is computed in 8 bits. Text and the diffusion's condition run once a picture, 1 % of its
-time, and an error in them is in everything after: only their weights have 8 bits. So has the decoder: in integers it is faster on a
-CPU only where its two largest levels take part, and those cost most of its quality (docs/measurements.md). `w8a8-all` is for trying
+time, and an error in them is in everything after: only their weights have 8 bits. So has the decoder: its two largest levels would
+have to stay float for their quality, and the others in integers make it slower on a CPU (docs/measurements.md). `w8a8-all` is for trying
 all of it.
 
 `transition` takes part in none: it adds up the latent over all scales in float32, and is tiny. Attention, its products of
