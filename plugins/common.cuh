@@ -94,8 +94,16 @@ __device__ inline float group_sum(float x, int lanes) {
     return x;
 }
 
-// 1 / ‖x‖ of a vector whose squares add up to `squares`, which a vector of zeros leaves zero.
-__device__ inline float inverse_norm(float squares) { return 1.0f / fmaxf(sqrtf(squares), 1e-12f); }
+// 1 / ‖x‖ of a vector whose squares add up to `squares`, which a vector of zeros leaves zero. 16-bit types take the fast
+// reciprocal root: its error is far below their rounding.
+template <typename T>
+__device__ inline float inverse_norm(float squares) {
+    if constexpr (sizeof(T) == 4) {
+        return 1.0f / fmaxf(sqrtf(squares), 1e-12f);
+    } else {
+        return rsqrtf(fmaxf(squares, 1e-24f));
+    }
+}
 
 // Sum over a one-dimensional block of whole warps, the same bits in every thread. scratch: 32 values of shared memory.
 template <typename T>

@@ -16,35 +16,49 @@
 
 namespace hart {
 
-// x + bias; no bias adds nothing.
-template <typename T, int N>
-__device__ inline void add_to(const Pack<T, N>& x, const T* bias, float* out) {
-    Pack<T, N> b = {};
-    if (bias) b = load<N>(bias);
-#pragma unroll
-    for (int n = 0; n < N; ++n) out[n] = bias ? to_float(x.v[n]) + to_float(b.v[n]) : to_float(x.v[n]);
-}
+// A lane's elements of both halves of q, k and v of a head, with their biases.
+template <int N>
+struct Head {
+    float q[2][N], k[2][N], v[2][N];
+};
 
 template <typename T, int N>
-__device__ inline float squares_of(const T* x, const T* bias) {
-    float value[N], sum = 0.0f;
-    add_to<T, N>(load<N>(x), bias, value);
+__device__ inline void sum_of(const Pack<T, N>& x, const Pack<T, N>& bias, float* out) {
 #pragma unroll
-    for (int n = 0; n < N; ++n) sum += value[n] * value[n];
+    for (int n = 0; n < N; ++n) out[n] = to_float(x.v[n]) + to_float(bias.v[n]);
+}
+
+// q: the lane's first element of the head; its biases likewise. width: from q to k, and from k to v.
+template <int N, typename T>
+__device__ inline Head<N> load_head(const T* q, const T* q_bias, const T* v_bias, int width, int half) {
+    const T *k = q + width, *v = k + width;
+    const Pack<T, N> q1 = load<N>(q), q2 = load<N>(q + half), k1 = load<N>(k), k2 = load<N>(k + half);
+    const Pack<T, N> v1 = load<N>(v), v2 = load<N>(v + half);
+    Head<N> x;
+    sum_of(q1, load<N>(q_bias), x.q[0]);
+    sum_of(q2, load<N>(q_bias + half), x.q[1]);
+#pragma unroll
+    for (int n = 0; n < N; ++n) x.k[0][n] = to_float(k1.v[n]), x.k[1][n] = to_float(k2.v[n]);
+    sum_of(v1, load<N>(v_bias), x.v[0]);
+    sum_of(v2, load<N>(v_bias + half), x.v[1]);
+    return x;
+}
+
+template <int N>
+__device__ inline float squares_of(const float (&x)[2][N]) {
+    float sum = 0.0f;
+#pragma unroll
+    for (int n = 0; n < N; ++n) sum += x[0][n] * x[0][n] + x[1][n] * x[1][n];
     return sum;
 }
 
-// The lane's elements of both halves of a head, with their bias, times factor, rotated. table: cos a, sin a, cos b, sin b.
+// Both halves times factor, rotated. table: cos a, sin a, cos b, sin b.
 template <typename T, int N>
-__device__ inline void rotate(const Pack<T, N>& x1, const Pack<T, N>& x2, const T* bias, float factor, const float* table, int half,
-                              T* out) {
-    float a[N], b[N];
-    add_to<T, N>(x1, bias, a);
-    add_to<T, N>(x2, bias ? bias + half : nullptr, b);
+__device__ inline void rotate(const float (&x)[2][N], float factor, const float* table, int half, T* out) {
     Pack<T, N> first, second;
 #pragma unroll
     for (int n = 0; n < N; ++n) {
-        const float u = a[n] * factor, w = b[n] * factor;
+        const float u = x[0][n] * factor, w = x[1][n] * factor;
         first.v[n] = from_float<T>(u * table[n] - w * table[half + n]);
         second.v[n] = from_float<T>(w * table[2 * half + n] + u * table[3 * half + n]);
     }
@@ -53,12 +67,10 @@ __device__ inline void rotate(const Pack<T, N>& x1, const Pack<T, N>& x2, const 
 }
 
 template <typename T, int N>
-__device__ inline void store_sum(const Pack<T, N>& x, const T* bias, T* out) {
-    float value[N];
-    add_to<T, N>(x, bias, value);
+__device__ inline void store_rounded(const float (&x)[N], T* out) {
     Pack<T, N> made;
 #pragma unroll
-    for (int n = 0; n < N; ++n) made.v[n] = from_float<T>(value[n]);
+    for (int n = 0; n < N; ++n) made.v[n] = from_float<T>(x[n]);
     store(out, made);
 }
 
@@ -86,29 +98,33 @@ __global__ void rope_cache(const T* qkv, const T* q_bias, const T* v_bias, const
 
     const int width = heads * head_dim, step = blockDim.x * N;
     const T* source = qkv + static_cast<long long>(blockIdx.x) * 3 * width;
+    const int own = threadIdx.x * N;
     for (int first = 0; first < heads; first += blockDim.y) {
         const int head = first + threadIdx.y, at = head * head_dim;
-        const bool mine = head < heads;  // the others only take part in the sums
-        float q_factor = 1.0f, k_factor = 1.0f;
-        if constexpr (normalise) {
-            float q_sum = 0.0f, k_sum = 0.0f;
-#pragma unroll 2
-            for (int j = threadIdx.x * N; mine && j < head_dim; j += step) {
-                q_sum += squares_of<T, N>(source + at + j, q_bias + at + j);
-                k_sum += squares_of<T, N>(source + width + at + j, nullptr);
-            }
-            q_factor = inverse_norm(group_sum(q_sum, blockDim.x)) * (mine ? to_float(gain[head]) : 0.0f);
-            k_factor = inverse_norm(group_sum(k_sum, blockDim.x));
-        }
+        const bool mine = head < heads && own < half;  // the others only take part in the sums
         const long long kv_at = ((static_cast<long long>(row) * heads + head) * capacity + start + token) * head_dim;
-        for (int j = threadIdx.x * N; mine && j < half; j += step) {
-            const T *q_part = source + at + j, *k_part = q_part + width, *v_part = k_part + width;
-            const Pack<T, N> q1 = load<N>(q_part), q2 = load<N>(q_part + half), k1 = load<N>(k_part), k2 = load<N>(k_part + half);
-            const Pack<T, N> v1 = load<N>(v_part), v2 = load<N>(v_part + half);
-            rotate(q1, q2, q_bias + at + j, q_factor, table + j, half, q + static_cast<long long>(blockIdx.x) * width + at + j);
-            rotate(k1, k2, static_cast<const T*>(nullptr), k_factor, table + j, half, k_cache + kv_at + j);
-            store_sum(v1, v_bias + at + j, v_cache + kv_at + j);
-            store_sum(v2, v_bias + at + half + j, v_cache + kv_at + half + j);
+        const auto read = [&](int j) { return load_head<N>(source + at + j, q_bias + at + j, v_bias + at + j, width, half); };
+        const auto write = [&](const Head<N>& x, int j, float q_factor, float k_factor) {
+            rotate(x.q, q_factor, table + j, half, q + static_cast<long long>(blockIdx.x) * width + at + j);
+            rotate(x.k, k_factor, table + j, half, k_cache + kv_at + j);
+            store_rounded(x.v[0], v_cache + kv_at + j);
+            store_rounded(x.v[1], v_cache + kv_at + half + j);
+        };
+        if constexpr (normalise) {
+            Head<N> x = {};
+            if (mine) x = read(own);
+            float q_sum = squares_of(x.q), k_sum = squares_of(x.k);
+            for (int j = own + step; mine && j < half; j += step) {
+                const Head<N> more = read(j);
+                q_sum += squares_of(more.q);
+                k_sum += squares_of(more.k);
+            }
+            const float q_factor = inverse_norm<T>(group_sum(q_sum, blockDim.x)) * (mine ? to_float(gain[head]) : 0.0f);
+            const float k_factor = inverse_norm<T>(group_sum(k_sum, blockDim.x));
+            if (mine) write(x, own, q_factor, k_factor);
+            for (int j = own + step; mine && j < half; j += step) write(read(j), j, q_factor, k_factor);
+        } else {
+            for (int j = own; mine && j < half; j += step) write(read(j), j, 1.0f, 1.0f);
         }
     }
 }

@@ -4,44 +4,58 @@
 //
 // qkv [R·L, (H + 2·KV)·D], biases added already; cos, sin [1 or R, L, D]. q goes to [R, L, H, D], k and v to
 // [R, KV, capacity, D] at positions start … start + L − 1. With `gain` [H], q and k are first divided by their length per
-// head, and q is multiplied by the head's gain. One block per token; a row of the block, a power of two of lanes, takes a head
-// at a time, and a lane N neighbouring elements of both its halves. Float inside, rounded once (after the normalisation too, as
-// the engine's graph does).
+// head, and q is multiplied by the head's gain. One block per token; a row of the block, a power of two of lanes, takes three heads
+// at a time, and a lane N neighbouring elements of both their halves, whose cosines and sines it reads once for all heads. Float
+// inside, rounded once (after the normalisation too, as the engine's graph does).
 #pragma once
 
 #include "common.cuh"
 
 namespace hart {
 
-// Elements of one half of a head at the lane, divided by the head's length and multiplied by its gain if asked for.
-template <typename T, int N, bool normalise>
-__device__ inline void load_half(const T* x, float factor, float gain, float* out) {
-    const Pack<T, N> a = load<N>(x);
-#pragma unroll
-    for (int n = 0; n < N; ++n) {
-        out[n] = normalise ? rounded<T>(rounded<T>(to_float(a.v[n]) * factor) * gain) : to_float(a.v[n]);
-    }
+constexpr int heads_at_once = 3;
+
+// Neighbouring elements of both halves of a head.
+template <typename T, int N>
+struct Halves {
+    Pack<T, N> first, second;
+};
+
+template <int N, typename T>
+__device__ inline Halves<T, N> load_halves(const T* x, int half) { return {load<N>(x), load<N>(x + half)}; }
+
+template <typename T, int N>
+__device__ inline void store_halves(T* out, const Halves<T, N>& x, int half) {
+    store(out, x.first);
+    store(out + half, x.second);
 }
 
 template <typename T, int N>
-__device__ inline float squares_of(const T* x, int head_dim) {
+__device__ inline float squares_of(const Halves<T, N>& x) {
     float sum = 0.0f;
-    for (int j = threadIdx.x * N; j < head_dim; j += blockDim.x * N) {
-        const Pack<T, N> a = load<N>(x + j);
 #pragma unroll
-        for (int n = 0; n < N; ++n) sum += to_float(a.v[n]) * to_float(a.v[n]);
-    }
+    for (int n = 0; n < N; ++n) sum += to_float(x.first.v[n]) * to_float(x.first.v[n]) + to_float(x.second.v[n]) * to_float(x.second.v[n]);
     return sum;
 }
 
-// own + swapped·sin at the lane's elements of one half.
+// x divided by its head's length and multiplied by the head's gain.
 template <typename T, int N>
-__device__ inline void store_half(const float* own, const float* swapped, const T* cos, const T* sin, T* out) {
-    const Pack<T, N> c = load<N>(cos), s = load<N>(sin);
-    Pack<T, N> made;
+__device__ inline Pack<T, N> normalised(const Pack<T, N>& x, float factor, float gain) {
+    Pack<T, N> out;
 #pragma unroll
-    for (int n = 0; n < N; ++n) made.v[n] = from_float<T>(own[n] * to_float(c.v[n]) + swapped[n] * to_float(s.v[n]));
-    store(out, made);
+    for (int n = 0; n < N; ++n) out.v[n] = from_float<T>(rounded<T>(to_float(x.v[n]) * factor) * gain);
+    return out;
+}
+
+// own·cos + swapped·sin.
+template <typename T, int N>
+__device__ inline Pack<T, N> turned(const Pack<T, N>& own, const Pack<T, N>& swapped, const Pack<T, N>& cos, const Pack<T, N>& sin) {
+    Pack<T, N> out;
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+        out.v[n] = from_float<T>(to_float(own.v[n]) * to_float(cos.v[n]) + to_float(swapped.v[n]) * to_float(sin.v[n]));
+    }
+    return out;
 }
 
 template <typename T, int N, bool normalise>
@@ -51,29 +65,38 @@ __global__ void rope_tables(const T* qkv, const T* cos, const T* sin, const T* g
     const int rotated = heads + kv_heads, total = rotated + kv_heads;
     const T* source = qkv + static_cast<long long>(blockIdx.x) * total * head_dim;
     const long long table = (static_cast<long long>(table_rows > 1 ? row : 0) * tokens + token) * head_dim;
-    for (int first = 0; first < total; first += blockDim.y) {
-        const int head = first + threadIdx.y;
-        const bool mine = head < total;  // the others only take part in the sums
-        const T* x = source + head * head_dim;
-        float factor = 1.0f;
-        if constexpr (normalise) factor = inverse_norm(group_sum(mine ? squares_of<T, N>(x, head_dim) : 0.0f, blockDim.x));
-        if (!mine) continue;
-        const float scale = normalise && head < heads ? to_float(gain[head]) : 1.0f;
-        const int kv_head = head < rotated ? head - heads : head - rotated;
-        const long long kv_at = ((static_cast<long long>(row) * kv_heads + kv_head) * capacity + start + token) * head_dim;
-        T* out = (head < rotated ? k_cache : v_cache) + kv_at;
-        if (head < heads) out = q + (static_cast<long long>(blockIdx.x) * heads + head) * head_dim;
-        for (int j = threadIdx.x * N; j < half; j += step) {
-            if (head >= rotated) {
-                store(out + j, load<N>(x + j));
-                store(out + half + j, load<N>(x + half + j));
-                continue;
+    const int own = threadIdx.x * N;
+    for (int base = 0; base < half; base += step) {  // once, but where a head is longer than its lanes reach
+        const int j = base + own;
+        const bool inside = j < half;  // the others only take part in the sums
+        Halves<T, N> c = {}, s = {};
+        if (inside) c = load_halves<N>(cos + table + j, half), s = load_halves<N>(sin + table + j, half);
+        for (int first = 0; first < total; first += heads_at_once * blockDim.y) {
+            Halves<T, N> x[heads_at_once] = {};
+#pragma unroll
+            for (int u = 0; u < heads_at_once; ++u) {
+                const int head = first + u * blockDim.y + threadIdx.y;
+                if (inside && head < total) x[u] = load_halves<N>(source + head * head_dim + j, half);
             }
-            float x1[N], x2[N];
-            load_half<T, N, normalise>(x + j, factor, scale, x1);
-            load_half<T, N, normalise>(x + half + j, factor, scale, x2);
-            store_half<T, N>(x1, x2, cos + table + j, sin + table + j, out + j);
-            store_half<T, N>(x2, x1, cos + table + half + j, sin + table + half + j, out + half + j);
+#pragma unroll
+            for (int u = 0; u < heads_at_once; ++u) {
+                const int head = first + u * blockDim.y + threadIdx.y;
+                if constexpr (normalise) {
+                    float squares = squares_of(x[u]);
+                    for (int i = own; half > step && i < half && head < total; i += step) {
+                        if (i != j) squares += squares_of(load_halves<N>(source + head * head_dim + i, half));
+                    }
+                    const float factor = inverse_norm<T>(group_sum(squares, blockDim.x)), scale = head < heads ? to_float(gain[head]) : 1.0f;
+                    if (head < rotated) x[u] = {normalised(x[u].first, factor, scale), normalised(x[u].second, factor, scale)};
+                }
+                if (!inside || head >= total) continue;
+                const int kv_head = head < rotated ? head - heads : head - rotated;
+                const long long kv_at = ((static_cast<long long>(row) * kv_heads + kv_head) * capacity + start + token) * head_dim;
+                T* out = (head < rotated ? k_cache : v_cache) + kv_at;
+                if (head < heads) out = q + (static_cast<long long>(blockIdx.x) * heads + head) * head_dim;
+                if (head < rotated) x[u] = {turned(x[u].first, x[u].second, c.first, s.first), turned(x[u].second, x[u].first, c.second, s.second)};
+                store_halves(out + j, x[u], half);
+            }
         }
     }
 }

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from .check import MAX_GRID_X, block_of_heads, expect, expect_rank, expect_true, lanes, pointer
+from .check import MAX_GRID_X, block_of_heads, ceil_div, expect, expect_rank, expect_true, lanes, pointer
 from .kernel import C_TYPES, FLOATS, ITEM_BYTES, Buffer, Kernel, Launch
 from .quantize import Array
 
 OP = "rope_tables"
+HEADS_AT_ONCE = 3  # of a row of a block, in the kernel
 
 
 def rope_tables(
@@ -79,5 +80,5 @@ def launch(
     buffers = map(pointer, (qkv, cos, sin, gain, q, k_cache, v_cache))
     numbers = map(np.int32, (tokens, heads, kv_heads, head_dim, capacity, start, table_rows))
     n = lanes(head_dim // 2, q.dtype, (qkv, cos, sin, q, k_cache, v_cache))
-    block = block_of_heads(head_dim // 2 // n, heads + 2 * kv_heads, most=512)
+    block = block_of_heads(head_dim // 2 // n, ceil_div(heads + 2 * kv_heads, HEADS_AT_ONCE), most=256)
     return Launch(kernel(q.dtype, n, gain is not None), (rows * tokens, 1, 1), block, 0, (*buffers, *numbers))

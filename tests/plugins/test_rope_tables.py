@@ -72,7 +72,7 @@ def test_truth_rotates_as_the_engines_graphs_do(case: Case) -> None:
 
 
 @pytest.mark.parametrize(
-    ("head_dim", "dtype", "expected"), [(64, "float16", (4, 288)), (20, "float32", (16, 512)), (160, "float16", (16, 512))]
+    ("head_dim", "dtype", "expected"), [(64, "float16", (4, 96)), (20, "float32", (16, 256)), (160, "float16", (16, 256))]
 )
 def test_a_row_of_lanes_per_head(head_dim: int, dtype: str, expected: tuple[int, int]) -> None:
     """Lanes a head, a power of two, and threads of a block for 24 heads and as many of k and v."""

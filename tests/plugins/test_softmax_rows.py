@@ -12,7 +12,7 @@ from hart_edge.plugins import softmax_rows as op
 from hart_edge.plugins.kernel import FLOATS, ITEM_BYTES
 from hart_edge.runtime.errors import InputError
 
-SIZES = [(1, 1), (19, 111), (3, 989), (5, 256), (7, 4096)]
+SIZES = [(1, 1), (19, 111), (3, 989), (5, 256), (7, 4096), (2, 2049)]  # the last: more than a block keeps
 
 
 @pytest.mark.parametrize("size", SIZES)
