@@ -105,16 +105,32 @@ __device__ inline float inverse_norm(float squares) {
     }
 }
 
-// Sum over a one-dimensional block of whole warps, the same bits in every thread. scratch: 32 values of shared memory.
+// Sum over a one-dimensional block of whole warps, the same bits in every thread. scratch: 32 values of shared memory, in which
+// nothing is that has yet to be read.
+template <typename T>
+__device__ inline T first_block_sum(T x, T* scratch) {
+    const int lane = threadIdx.x % 32;
+    x = warp_sum(x);
+    if (lane == 0) scratch[threadIdx.x / 32] = x;
+    __syncthreads();
+    return warp_sum(lane < static_cast<int>(blockDim.x) / 32 ? scratch[lane] : T(0));
+}
+
+// The same after an earlier one with the same scratch.
 template <typename T>
 __device__ inline T block_sum(T x, T* scratch) {
-    x = warp_sum(x);
-    __syncthreads();  // an earlier call's sums have been read
-    if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = x;
     __syncthreads();
-    T total = 0;
-    for (int i = 0; i < static_cast<int>(blockDim.x) / 32; ++i) total += scratch[i];
-    return total;
+    return first_block_sum(x, scratch);
+}
+
+// 1 / √(squares / width + eps). 16-bit types take the fast division and root: their error is far below their rounding.
+template <typename T>
+__device__ inline float inverse_root_mean(float squares, int width, float eps) {
+    if constexpr (sizeof(T) == 4) {
+        return 1.0f / sqrtf(squares / width + eps);
+    } else {
+        return rsqrtf(__fdividef(squares, width) + eps);
+    }
 }
 
 }  // namespace hart

@@ -22,13 +22,13 @@ __global__ void layer_norm_modulate(const T* x, const T* weight, const T* bias, 
 #pragma unroll
         for (int j = 0; j < N; ++j) sum += to_float(a.v[j]);
     }
-    const float mean = block_sum(sum, scratch) / width;
+    const float mean = first_block_sum(sum, scratch) / width;
     for (int i = threadIdx.x * N; i < width; i += blockDim.x * N) {
         const Pack<T, N> a = load<N>(x + base + i);
 #pragma unroll
         for (int j = 0; j < N; ++j) squares += (to_float(a.v[j]) - mean) * (to_float(a.v[j]) - mean);
     }
-    const float factor = 1.0f / sqrtf(block_sum(squares, scratch) / width + eps);
+    const float factor = inverse_root_mean<T>(block_sum(squares, scratch), width, eps);
     for (int i = threadIdx.x * N; i < width; i += blockDim.x * N) {
         const Pack<T, N> a = load<N>(x + base + i), gain = load<N>(scale + modulation + i), offset = load<N>(shift + modulation + i);
         float value[N];

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .ahead import AheadKernel, Entry, product
-from .check import MAX_GRID_X, expect, expect_rank, expect_true, lanes, pointer, threads_for
+from .check import MAX_GRID_X, MAX_GRID_YZ, expect, expect_rank, expect_true, lanes, pointer, threads_for
 from .graph_op import Attributes, Buffers, GraphOp, Shape, rows_of
 from .kernel import C_TYPES, FLOATS, ITEM_BYTES, Buffer, Kernel, Launch, minimum_of
 from .quantize import QUANTIZED, Array, inverse_of, quantize
@@ -76,19 +76,20 @@ def launch(
         if buffer is not None:
             expect(OP, name, buffer, (rows, width), (x.dtype,))
     a, b = modulation or (None, None)
-    tokens = rows
+    groups = 1
     if a is not None and b is not None:
         groups, _ = expect_rank(OP, "scale", a, "R C", (x.dtype,))
         expect_true(OP, rows % groups == 0, f"scale is {a}; its rows must divide the {rows} rows of x.")
         expect(OP, "scale", a, (groups, width), (x.dtype,))
         expect(OP, "shift", b, (groups, width), (x.dtype,))
-        tokens = rows // groups
     expect_true(OP, rows <= MAX_GRID_X, f"x has {rows} rows; expected at most {MAX_GRID_X}.")
+    expect_true(OP, groups <= MAX_GRID_YZ, f"scale is {a}; expected at most {MAX_GRID_YZ} rows.")
     inverse = inverse_of(OP, scale, y.dtype in QUANTIZED)
     n = lanes(width, x.dtype, (x, weight, y, added, total, a, b))
     buffers = (pointer(x), pointer(added), pointer(total), pointer(weight), pointer(a), pointer(b), pointer(y))
-    numbers = (np.int32(width), np.int32(tokens), np.float32(eps), inverse)
-    return Launch(kernel(x.dtype, y.dtype, n), (rows, 1, 1), (threads_for(width // n, 2), 1, 1), 0, (*buffers, *numbers))
+    numbers = (np.int32(width), np.float32(eps), inverse)
+    grid, block = (rows // groups, groups, 1), (threads_for(width // n, 2), 1, 1)
+    return Launch(kernel(x.dtype, y.dtype, n), grid, block, 0, (*buffers, *numbers))
 
 
 def _shapes(inputs: Sequence[Shape], attributes: Attributes) -> tuple[Shape, ...]:
@@ -104,7 +105,7 @@ def _launches(inputs: Buffers, outputs: Buffers, scratch: int, attributes: Attri
 def _ahead(shapes: Sequence[Shape], dtype: str, attributes: Attributes) -> Entry:
     *leading, width = shapes[0]
     n, kind = lanes(width, dtype, ()), C_TYPES[dtype]
-    numbers = f"{width}, 1, {attributes['epsilon']!r}f, 1.0f"
+    numbers = f"{width}, {attributes['epsilon']!r}f, 1.0f"
     call = f"hart::rms_norm<{kind}, {kind}, {n}>(in0, in1, out1, in2, nullptr, nullptr, out0, {numbers})"
     return Entry(call, (), (product(leading), 1), threads_for(width // n, 2))
 

@@ -46,3 +46,13 @@ def test_kernel_in_place(gpu: Gpu, size: tuple[int, int], dtype: str, misalign: 
     on_gpu = gpu.put(x, dtype, misalign)
     gpu.run(op.launch(on_gpu, on_gpu))
     assert_output(gpu.get(on_gpu), op.softmax_rows(x), dtype)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_masked_elements_weigh_nothing(gpu: Gpu, dtype: str) -> None:
+    x = values((2, 4096), dtype)
+    x[:, :3000] = -np.inf  # whole warps of them
+    on_gpu = gpu.put(x, dtype)
+    gpu.run(op.launch(on_gpu, on_gpu))
+    assert_output(gpu.get(on_gpu), op.softmax_rows(x), dtype)
