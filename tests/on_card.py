@@ -75,9 +75,9 @@ def steps(folder: Path) -> list[Step]:
         Step("fp8-products", 200, script("bench_fp8.py", *figures("fp8-products"))),
         Step("profile", 200, script("profile_picture.py", "--bundle", f"{random}/fp16", *figures("profile"))),
         Step("start", 200, script("first_picture.py", "--bundle", f"{random}/fp16", *figures("start"))),
-        Step("score", 200, (python, *HART_EDGE, "eval", "--n", "500", "--backend", "cuda", *figures("score"))),
-        Step("score-ort", 400, (python, *HART_EDGE, "eval", "--n", "500", "--backend", "ort-cuda", *figures("score-ort"))),
-        Step("score-fp8", 400, script("score_fp8.py", *figures("score-fp8"))),
+        Step("score", 600, (python, *HART_EDGE, "eval", "--n", "500", "--backend", "cuda", *figures("score"))),
+        Step("score-ort", 900, (python, *HART_EDGE, "eval", "--n", "500", "--backend", "ort-cuda", *figures("score-ort"))),
+        Step("score-fp8", 1500, script("score_fp8.py", *figures("score-fp8"))),
     ]
 
 
