@@ -111,8 +111,9 @@ class FullLibrary(Library):
         if not scale:
             super()._rms_norm(launch, types, x, residual, total, weight, scale, shift, y, *rest)
             return
-        at, dtype, rows, (width, tokens, eps, _) = self._memory.at, types[0], launch.grid[0], rest
-        modulation = tuple(at(part, (rows // tokens, width), dtype) for part in (scale, shift))
+        at, dtype, (width, eps, _), (tokens, groups, _) = self._memory.at, types[0], rest, launch.grid
+        rows = tokens * groups
+        modulation = tuple(at(part, (groups, width), dtype) for part in (scale, shift))
         normed, _ = rms_norm.rms_norm(at(x, (rows, width), dtype), at(weight, (width,), dtype), eps, modulation=modulation)
         at(y, (rows, width), dtype)[...] = normed
 

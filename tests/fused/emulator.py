@@ -282,12 +282,12 @@ class Library:
         self, launch: Launch, types: list[Any], x: int, residual: int, total: int, weight: int, scale: int, shift: int, y: int, *rest: Any
     ) -> None:
         assert not scale and not shift
-        at, dtype, rows, width, eps = self._memory.at, types[0], launch.grid[0], rest[0], rest[2]
+        at, dtype, rows, width, eps = self._memory.at, types[0], launch.grid[0], rest[0], rest[1]
         added = at(residual, (rows, width), dtype) if residual else None
         normed, s = rms_norm.rms_norm(at(x, (rows, width), dtype), at(weight, (width,), dtype), eps, added)
         if residual:
             at(total, (rows, width), dtype)[...] = s
-        at(y, (rows, width), types[1])[...] = emitted(normed, types, rest[3])
+        at(y, (rows, width), types[1])[...] = emitted(normed, types, rest[2])
 
     def _noise(self, launch: Launch, types: list[Any], seeds: int, out: int, size: int, index: int, purpose: int) -> None:
         drawn = noise.noise(self._memory.at(seeds, (launch.grid[1],), np.uint64), size, index, purpose, "true" in launch.kernel.expression)
