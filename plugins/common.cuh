@@ -54,23 +54,6 @@ __device__ inline Pack<T, N> load(const T* p) { return *reinterpret_cast<const P
 template <typename T, int N>
 __device__ inline void store(T* p, const Pack<T, N>& pack) { *reinterpret_cast<Pack<T, N>*>(p) = pack; }
 
-// Packs of a row that a thread keeps in registers between two passes over it; the rest of a longer row is read again.
-constexpr int held = 2;
-
-// f(i, v) for this thread's packs of a row of `width` elements: i the first element, v the number of the pack, `held` for all
-// that are not kept. v is known when f is compiled.
-template <int N, typename F>
-__device__ inline void each_pack(int width, F f) {
-    const int step = blockDim.x * N;
-    int i = threadIdx.x * N;
-#pragma unroll
-    for (int v = 0; v < held; ++v, i += step) {
-        if (i < width) f(i, v);
-    }
-#pragma unroll 1
-    for (; i < width; i += step) f(i, held);
-}
-
 // x / (1 + exp(−x)). 16-bit types take the fast exponential: its error is far below their rounding.
 template <typename T>
 __device__ inline float silu(float x) {

@@ -9,6 +9,23 @@
 
 namespace hart {
 
+// Packs of a row that a thread keeps in registers between two passes over it; the rest of a longer row is read again.
+constexpr int held = 2;
+
+// f(i, v) for this thread's packs of a row of `width` elements: i the first element, v the number of the pack, `held` for all
+// that are not kept. v is known when f is compiled.
+template <int N, typename F>
+__device__ inline void each_pack(int width, F f) {
+    const int step = blockDim.x * N;
+    int i = threadIdx.x * N;
+#pragma unroll
+    for (int v = 0; v < held; ++v, i += step) {
+        if (i < width) f(i, v);
+    }
+#pragma unroll 1
+    for (; i < width; i += step) f(i, held);
+}
+
 constexpr float lowest = -2.3e38f;  // of a warp that has nothing, or nothing but −∞; in bits it is finite too
 
 __device__ inline float warp_max(float x) {
