@@ -88,8 +88,8 @@ __device__ inline float inverse_norm(float squares) {
     }
 }
 
-// Sum over a one-dimensional block of whole warps, the same bits in every thread. scratch: 32 values of shared memory, in which
-// nothing is that has yet to be read.
+// Sum over a one-dimensional block of whole warps, the same bits in every thread: a kernel's first with this scratch, 32 values of
+// shared memory.
 template <typename T>
 __device__ inline T first_block_sum(T x, T* scratch) {
     const int lane = threadIdx.x % 32;

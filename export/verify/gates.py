@@ -73,7 +73,7 @@ ENGINE: dict[str, dict[str, Gate]] = {
     },
     "fp16": {
         "relative error": Gate(1e-2),
-        "residual_step prediction": Gate(3e-2),
+        "residual_step prediction": Gate(2e-2),
         "residual_step x": Gate(5e-2),
         "residual_step x, first step": Gate(0.2),
         "decoder decoded": Gate(3e-2),
@@ -111,11 +111,12 @@ ENGINE: dict[str, dict[str, Gate]] = {
 `residual_step x, first step`: there √ᾱ is 5e-5, so that clip((x − eps) / √ᾱ, −1, 1) is −1 or 1 nearly everywhere, and where
 eps is within its rounding of x that rounding decides which. In fp16 that flips a few elements: 0.019 measured on a CPU,
 which computes in float32 between the roundings; 0.079 with the fused engine and 0.090 with ONNX Runtime on an H200, for the
-bundled model of the day before. A last layer that is 1 % too large gives 0.22. Faults below the rounding of fp16 (1 % of an
+bundled model of the day before. A last layer that is 1 % too large gives 0.23. Faults below the rounding of fp16 (1 % of an
 inner layer gives 0.085, where it is 0.002 of the prediction) are found by comparing every stored weight with the checkpoint:
 none may differ.
 `residual_step prediction`: at step 6 the model predicts a small noise, and what rounds every operation is further off there, as
-ONNX Runtime does on a GPU: 0.014 on an H200 for the bundled model of that day, where the fused engine had 0.0024 and a CPU 0.0014.
+ONNX Runtime does on a GPU: 0.014 on an H200 for the bundled model of that day, where the fused engine had 0.0024 and a CPU
+0.0014. What this lets pass of the last layer, the first step's gate does not.
 `decoder decoded`: some forty convolutions in a row (3.4e-5 measured at the released width in fp32).
 
 Quantised engines: a weight of 8 bits is wrong by up to a step, 0.8 % of its channel's largest, and an activation by half of one;

@@ -110,7 +110,7 @@ def test_first_step_of_the_diffusion_has_a_wider_gate_and_the_others_have_not() 
     first, later = (ENGINE["fp16"][f"residual_step x{case}"] for case in (", first step", ""))
     assert first.allows(0.09)
     assert not later.allows(0.09)
-    assert not first.allows(0.222)  # the bundled model with a last layer that is 1 % too large
+    assert not first.allows(0.229)  # the bundled model with a last layer that is 1 % too large
     assert not ENGINE["fp32"]["residual_step x, first step"].allows(1e-3)
 
 
