@@ -94,7 +94,7 @@ def measure(sizes: int, host: str, cache: Path | None) -> dict[str, Any]:
         library = KernelLibrary(device, sources(), KERNELS, KernelCache(cache))
         rate = copy_rate(device)
         found, failed = [], []
-        able = [case for case in cases(sizes) if case.minimum <= device.info.capability]
+        able = [case for case in cases(sizes) if case.minimum <= device.info.capability <= case.maximum]
         for case in bar.track(able, description="timing"):
             try:
                 found.append(entry(time_case(device, library, case), rate))

@@ -60,7 +60,7 @@ class Case:
         dtype: of the activations.
         launches: builds the launches over the tensors that it asks for.
         reason: why it is not judged by bandwidth; empty if it is.
-        minimum: least compute capability.
+        minimum, maximum: least and greatest compute capability.
     """
 
     operator: str
@@ -69,6 +69,7 @@ class Case:
     launches: Callable[[Tensors], tuple[Launch, ...]]
     reason: str = ""
     minimum: int = 75
+    maximum: int = 999
 
 
 def by(*sizes: int) -> str:

@@ -8,6 +8,7 @@ from . import (
     attention,
     cast,
     context_entry,
+    flash_attention,
     guided_sample,
     next_scale,
     noise,
@@ -21,6 +22,7 @@ from . import (
 from .bench_case import CODEBOOK, EPS, HEAD_DIM, HEADS, HIDDEN, LATENT, PATCH_NUMS, TEXT, WIDTH, Case, Tensors, by
 from .kernel import FP8, Buffer, Launch, minimum_of
 
+ATTENTION_SCALE = 0.25 / HEAD_DIM**0.5
 PRODUCTS = "arithmetic: products in float32"
 COUNTING = "counting: the k-th largest is found by bisection; noise takes float64 logarithms"
 NOISE = "arithmetic: float64 logarithms and cosines"
@@ -43,6 +45,12 @@ def transformer(dtype: str, size: int) -> tuple[Case, ...]:
         Case("next_scale", f"{PATCH_NUMS[size][-2]}² → {tokens}", dtype, lambda t: _next_scale(t, dtype, size), PRODUCTS),
         Case("context_entry", by(TEXT, WIDTH), dtype, lambda t: (_context_entry(t, dtype),)),
     )
+
+
+def transformer_hopper(size: int) -> tuple[Case, ...]:
+    """Cases that only SM90 runs."""
+    detail, only = f"{by(2 * PATCH_NUMS[size][-1] ** 2, WIDTH)} on {capacity(size)}", flash_attention.ARCHITECTURE
+    return (Case("flash_attention", detail, "float16", lambda t: (_flash_attention(t, size),), PRODUCTS, only, only),)
 
 
 def transformer_fp8(size: int) -> tuple[Case, ...]:
@@ -114,11 +122,18 @@ def _rope_tables(t: Tensors, dtype: str, size: int) -> Launch:
     return rope_tables.launch(qkv, cos, sin, q, k_cache, v_cache, capacity(size) - tokens)
 
 
-def _attention(t: Tensors, dtype: str, size: int) -> Launch:
+def _attended(t: Tensors, dtype: str, size: int) -> tuple[Buffer, Buffer, Buffer, Buffer]:
+    """Queries of the last scale, both caches and the result."""
     q, cache = (2, PATCH_NUMS[size][-1] ** 2, HEADS, HEAD_DIM), (2, HEADS, capacity(size), HEAD_DIM)
-    return attention.launch(
-        t.read(q, dtype), t.read(cache, dtype), t.read(cache, dtype), t.write(q, dtype), capacity(size), 0.25 / HEAD_DIM**0.5
-    )
+    return t.read(q, dtype), t.read(cache, dtype), t.read(cache, dtype), t.write(q, dtype)
+
+
+def _attention(t: Tensors, dtype: str, size: int) -> Launch:
+    return attention.launch(*_attended(t, dtype, size), capacity(size), ATTENTION_SCALE)
+
+
+def _flash_attention(t: Tensors, size: int) -> Launch:
+    return flash_attention.launch(*_attended(t, flash_attention.DTYPE, size), capacity(size), ATTENTION_SCALE)
 
 
 def _split_rotary(t: Tensors, dtype: str, tokens: int) -> Launch:

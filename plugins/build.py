@@ -21,7 +21,7 @@ from rich.table import Table
 from hart_edge.runtime.cli.output import complain, console, progress_bar
 from hart_edge.runtime.errors import HartError, InputError, KernelError
 from hart_edge.runtime.kernel_cache import KernelCache
-from hart_edge.runtime.kernels import KernelLike, expressions_of
+from hart_edge.runtime.kernels import KernelLike, expressions_of, fits, needs
 from hart_edge.runtime.nvrtc import Compiled, unit
 
 TARGETS = (75, 80, 86, 89, 90, 120)
@@ -87,8 +87,8 @@ def table(kernels: Iterable[KernelLike], results: Results) -> Table:
 
 
 def _cell(kernel: KernelLike, target: int, used: Mapping[str, tuple[int, int]]) -> str:
-    if target < kernel.minimum:
-        return f"needs sm{kernel.minimum}"
+    if not fits(kernel, target):
+        return f"needs {needs(kernel)}"
     registers, spilled = used.get(kernel.expression, (0, 0))
     return f"{registers or '?'}{f' + {spilled}' if spilled else ''}"
 
@@ -117,7 +117,7 @@ def command(
         raise typer.Exit(1 if isinstance(error, KernelError) else error.exit_code) from error
     out: Console = console()
     out.print(table(KERNELS, results))
-    skipped = sorted({f"{k.expression} needs sm{k.minimum}, skipped for sm{t}" for k in KERNELS for t in targets if t < k.minimum})
+    skipped = sorted({f"{k.expression} needs {needs(k)}, skipped for sm{t}" for k in KERNELS for t in targets if not fits(k, t)})
     for line in skipped:
         out.print(line, markup=False)
     out.print(f"{len(results)} modules of {len(KERNELS)} kernels in {store.folder}", markup=False)

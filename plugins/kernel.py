@@ -33,12 +33,13 @@ class Kernel:
     Attributes:
         source: file name in plugins/.
         expression: NVRTC name expression, such as `hart::rms_norm<__half, __half, 8>`.
-        minimum: least compute capability, 10·major + minor.
+        minimum, maximum: least and greatest compute capability, 10·major + minor.
     """
 
     source: str
     expression: str
     minimum: int = 75
+    maximum: int = 999
 
 
 def minimum_of(dtype: str) -> int:

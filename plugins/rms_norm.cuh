@@ -3,15 +3,15 @@
 //   s = x (+ residual), rounded to T, written to `sum`
 //   y = round_T(s / sqrt(mean(s²) + eps)) · weight        (· (1 + scale) + shift)
 //
-// then y is rounded to T, or quantised. One block per row of `width` elements, which is read twice, the second time from the
-// cache: blocks that keep nothing in registers are many at a time, and hide each other's waiting. `sum` may be `residual` or `x`.
-// scale, shift [gridDim.y, width]: each for gridDim.x rows.
+// then y is rounded to T, or quantised. scale, shift [gridDim.y, width]: each for a gridDim.y-th of the rows.
 #pragma once
 
 #include "common.cuh"
 
 namespace hart {
 
+// One block per row of `width` elements, which is read twice, the second time from the cache: blocks that keep nothing in registers
+// are many at a time, and hide each other's waiting. `sum` may be `residual` or `x`.
 template <typename T, typename Out, int N>
 __global__ void rms_norm(const T* x, const T* residual, T* sum, const T* weight, const T* scale, const T* shift, Out* y,
                          int width, float eps, float inverse) {
@@ -46,6 +46,60 @@ __global__ void rms_norm(const T* x, const T* residual, T* sum, const T* weight,
 #pragma unroll
         for (int j = 0; j < N; ++j) out.v[j] = emit<T, Out>(value[j], inverse);
         store(y + base + i, out);
+    }
+}
+
+// Without residual, width ≤ 2 · N · blockDim.x: two rows a block and two packs of each a thread, kept in registers, so that one wait
+// for the sums serves both rows, and a column's weight and modulation are taken once. `rows`: of each row of scale and shift.
+template <typename T, typename Out, int N>
+__global__ void rms_norm_pair(const T* x, const T* weight, const T* scale, const T* shift, Out* y, int width, int rows, float eps,
+                              float inverse) {
+    __shared__ float scratch[2][32];
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+    const int count = min(2, rows - 2 * static_cast<int>(blockIdx.x));  // rows of this block
+    const long long base = (static_cast<long long>(blockIdx.y) * rows + 2 * blockIdx.x) * width;
+    const long long modulation = static_cast<long long>(blockIdx.y) * width;
+    const int column[2] = {static_cast<int>(threadIdx.x) * N, static_cast<int>(threadIdx.x + blockDim.x) * N};
+    Pack<T, N> s[2][2] = {}, w[2] = {}, m[2] = {}, n[2] = {};
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+            if (row < count && column[k] < width) s[row][k] = load<N>(x + base + row * width + column[k]);
+        }
+    }
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+        if (column[k] >= width) continue;
+        w[k] = load<N>(weight + column[k]);
+        if (scale) m[k] = load<N>(scale + modulation + column[k]), n[k] = load<N>(shift + modulation + column[k]);
+    }
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+        float squares = 0.0f;
+#pragma unroll
+        for (int j = 0; j < 2 * N; ++j) squares += to_float(s[row][j / N].v[j % N]) * to_float(s[row][j / N].v[j % N]);
+        squares = warp_sum(squares);
+        if (lane == 0) scratch[row][warp] = squares;
+    }
+    __syncthreads();
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+        if (row >= count) break;
+        float total = 0.0f;
+        for (int i = 0; i < warps; ++i) total += scratch[row][i];
+        const float factor = inverse_root_mean<T>(total, width, eps);
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+            if (column[k] >= width) continue;
+            Pack<Out, N> out;
+#pragma unroll
+            for (int j = 0; j < N; ++j) {
+                const float gain = to_float(w[k].v[j]) * (1.0f + to_float(m[k].v[j]));  // without modulation m and n are 0
+                out.v[j] = emit<T, Out>(fmaf(rounded<T>(to_float(s[row][k].v[j]) * factor), gain, to_float(n[k].v[j])), inverse);
+            }
+            store(y + base + row * width + column[k], out);
+        }
     }
 }
 

@@ -20,7 +20,7 @@ Size3 = tuple[int, int, int]
 
 
 class KernelLike(Protocol):
-    """An instantiation: source file, name expression, least compute capability as 10 · major + minor."""
+    """An instantiation: source file, name expression, least and greatest compute capability as 10 · major + minor."""
 
     @property
     def source(self) -> str: ...
@@ -28,6 +28,8 @@ class KernelLike(Protocol):
     def expression(self) -> str: ...
     @property
     def minimum(self) -> int: ...
+    @property
+    def maximum(self) -> int: ...
 
 
 class LaunchLike(Protocol):
@@ -82,7 +84,7 @@ class KernelLibrary:
     def load(self) -> None:
         """Load all kernels that this device can run; a capture cannot load any."""
         for kernel in self._kernels:
-            if kernel.minimum <= self._device.info.capability:
+            if fits(kernel, self._device.info.capability):
                 self.function(kernel)
 
     def close(self) -> None:
@@ -93,8 +95,8 @@ class KernelLibrary:
 
     def _load(self, kernel: KernelLike) -> None:
         capability = self._device.info.capability
-        if kernel.minimum > capability:
-            message = f"{kernel.expression} needs compute capability SM{kernel.minimum}"
+        if not fits(kernel, capability):
+            message = f"{kernel.expression} needs compute capability {needs(kernel)}"
             raise KernelError(f"{message}; {self._device.info.name} has SM{capability}.", "Use another precision.")
         expressions = expressions_of(self._kernels, kernel.source, capability)
         if kernel.expression not in expressions:
@@ -108,7 +110,17 @@ class KernelLibrary:
 
 def expressions_of(kernels: Iterable[KernelLike], source: str, capability: int) -> tuple[str, ...]:
     """What a source is compiled with for SM`capability`, in a fixed order."""
-    return tuple(sorted({k.expression for k in kernels if k.source == source and k.minimum <= capability}))
+    return tuple(sorted({k.expression for k in kernels if k.source == source and fits(k, capability)}))
+
+
+def fits(kernel: KernelLike, capability: int) -> bool:
+    """Whether a GPU of SM`capability` can run it."""
+    return kernel.minimum <= capability <= kernel.maximum
+
+
+def needs(kernel: KernelLike) -> str:
+    """The compute capability that it needs, in words; of one that is bound to an architecture, that one."""
+    return f"SM{kernel.minimum}" + ("" if kernel.maximum > kernel.minimum else " and no other")
 
 
 def pack(arguments: Iterable[Any]) -> bytes:

@@ -24,6 +24,9 @@ BUNDLED_HEADERS = (13, 3)
 OPTIONS = ("--std=c++17", "-Xptxas=-v")
 """`-v`: registers and spills of every kernel, in the log."""
 
+ARCHITECTURES = {90: "sm_90a"}
+"""Where machine code is for one architecture alone, with what only that one has: Hopper's products of a warpgroup."""
+
 TOOLKIT_HEADERS = Path("/usr/local/cuda/include")
 """Where the toolkit's installer for Linux puts its headers."""
 
@@ -95,7 +98,7 @@ class Compiler:
         with self._program(source) as program:
             for expression in source.expressions:
                 self._do("nvrtcAddNameExpression", program, expression.encode())
-            log = self._compile(program, source, f"sm_{capability}", folder)
+            log = self._compile(program, source, ARCHITECTURES.get(capability, f"sm_{capability}"), folder)
             return Compiled(self._text("nvrtcGetCUBIN", program), self._names(program, source.expressions), log)
 
     def ptx(self, source: Unit, capability: int, folder: Path) -> bytes:

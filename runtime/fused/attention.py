@@ -1,4 +1,4 @@
-"""Attention over the valid part of a cache, read in place: cuDNN for float16, a kernel of ours for what cuDNN does not do."""
+"""Attention over the valid part of a cache, read in place: Hopper's kernel, cuDNN, or a plain kernel."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hart_edge.plugins import Buffer
+from hart_edge.plugins import Buffer, Launch, flash_attention
 from hart_edge.plugins import attention as kernel
 
 from ..errors import EngineError
@@ -39,14 +39,19 @@ class AttentionShape:
 class Attention:
     """`y = softmax(scale · q · kᵀ) · v` for one shape; built at load, run for every layer.
 
+    In float16 `flash_attention` where the GPU and the heads are what it is made for: with hundreds of queries it is faster than
+    cuDNN there, with few as fast. Elsewhere cuDNN. What cuDNN does not serve, float32 among it, the plain kernel does.
+
     Attributes:
-        refusal: why our kernel runs where cuDNN was wanted; "" when cuDNN runs or was not wanted.
+        flash: whether Hopper's kernel runs.
+        refusal: why our plain kernel runs where cuDNN was wanted; "" when cuDNN runs or was not wanted.
     """
 
     def __init__(self, context: FusedContext, shape: AttentionShape) -> None:
         self.shape, self._context, self.refusal = shape, context, ""
         self._graph: CudnnGraph | None = None
-        if shape.dtype == "float16":
+        self.flash = _flash_runs(shape, context.device.info.capability)
+        if shape.dtype == "float16" and not self.flash:
             try:
                 self._graph = build_graph(context.cudnn, shape)
             except EngineError as error:
@@ -61,8 +66,17 @@ class Attention:
         if self._graph is not None:
             self._graph.run(q=q.address, k=k.address, v=v.address, y=y.address)
         else:
-            launch = kernel.launch(q, k, v, y, self.shape.length, self.shape.scale)
-            self._context.library.launch(launch, self._context.stream)
+            self._context.launch(self._launch(q, k, v, y))
+
+    def _launch(self, q: Buffer, k: Buffer, v: Buffer, y: Buffer) -> Launch:
+        build = flash_attention.launch if self.flash else kernel.launch
+        return build(q, k, v, y, self.shape.length, self.shape.scale)
+
+
+def _flash_runs(shape: AttentionShape, capability: int) -> bool:
+    given = (capability, shape.dtype, shape.head_dim)
+    wanted = (flash_attention.ARCHITECTURE, flash_attention.DTYPE, flash_attention.HEAD_DIM)
+    return given == wanted
 
 
 def build_graph(cudnn: Cudnn, shape: AttentionShape) -> CudnnGraph:

@@ -66,7 +66,7 @@ def test_the_table_has_sizes_registers_and_what_is_skipped(cache: KernelCache) -
     lines = {line.split("│")[1].strip(): line.split("│")[2:4] for line in console.export_text().splitlines() if line.startswith("│")}
     assert [cell.strip()[-3:] for cell in lines["add.cuh"]] == ["KiB", "KiB"]
     assert all(1 < int(cell) < 256 for cell in lines["add<float>"])
-    assert lines["fp8"][0].strip() == "needs sm89"
+    assert lines["fp8"][0].strip() == "needs SM89"
     assert int(lines["fp8"][1]) > 1
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from hart_edge.runtime import nvrtc
 from hart_edge.runtime.errors import KernelError, MissingPackageError
-from hart_edge.runtime.nvrtc import Compiler, Unit, toolkit_headers, unit
+from hart_edge.runtime.nvrtc import ARCHITECTURES, Compiler, Unit, toolkit_headers, unit
 
 COMMON = """#pragma once
 #include <cuda_fp16.h>
@@ -40,7 +40,7 @@ def test_compiles_for_every_target(compiler: Compiler, headers: Path, target: in
     for expression, part in zip(EXPRESSIONS, ("6__halfLb1", "fLb0"), strict=True):
         assert part in compiled.names[expression]
         assert compiled.names[expression].encode() in compiled.cubin
-    assert compiled.log.count(f"for 'sm_{target}'") == len(EXPRESSIONS)
+    assert compiled.log.count(f"for '{ARCHITECTURES.get(target, f'sm_{target}')}'") == len(EXPRESSIONS)
 
 
 def test_a_unit_holds_what_is_included_directly_or_not_and_nothing_else() -> None:
@@ -57,7 +57,7 @@ def test_an_unknown_source_lists_the_known_ones() -> None:
 def test_a_syntax_error_names_source_target_and_line(compiler: Compiler, headers: Path) -> None:
     broken = Unit("broken.cuh", "\n\n__global__ void k( {}\n")
     with pytest.raises(
-        KernelError, match=r"(?s)broken\.cuh does not compile for SM90 with NVRTC \d+\.\d+: NVRTC_ERROR_COMPILATION.*broken\.cuh\(3\)"
+        KernelError, match=r"(?s)broken\.cuh does not compile for SM90a with NVRTC \d+\.\d+: NVRTC_ERROR_COMPILATION.*broken\.cuh\(3\)"
     ):
         compiler.compile(broken, 90, headers)
 

@@ -15,10 +15,10 @@ from hart_edge.plugins import (
     Launch,
     attention,
     context_entry,
+    flash_attention,
     guided_sample,
     latent_sum,
     next_scale,
-    rms_norm,
     rope_cache,
     rope_tables,
     swiglu,
@@ -105,18 +105,6 @@ class FullCudnn(Cudnn):
 class FullLibrary(Library):
     """The kernels of the scale loop, the context and the text encoder, by their truths."""
 
-    def _rms_norm(
-        self, launch: Launch, types: list[Any], x: int, residual: int, total: int, weight: int, scale: int, shift: int, y: int, *rest: Any
-    ) -> None:
-        if not scale:
-            super()._rms_norm(launch, types, x, residual, total, weight, scale, shift, y, *rest)
-            return
-        at, dtype, (width, eps, _), (tokens, groups, _) = self._memory.at, types[0], rest, launch.grid
-        rows = tokens * groups
-        modulation = tuple(at(part, (groups, width), dtype) for part in (scale, shift))
-        normed, _ = rms_norm.rms_norm(at(x, (rows, width), dtype), at(weight, (width,), dtype), eps, modulation=modulation)
-        at(y, (rows, width), dtype)[...] = normed
-
     def _swiglu(self, launch: Launch, types: list[Any], gate: int, up: int, y: int, width: int, stride: int, inverse: float) -> None:
         rows, dtype = launch.grid[0], types[0]
         parts = [self._memory.strided(part, (1, 0), (rows, stride), width, dtype)[0] for part in (gate, up)]
@@ -172,6 +160,13 @@ class FullLibrary(Library):
         at(y, shape, dtype)[...] = attention.attention(
             at(q, shape, dtype), at(k, cache, dtype), at(v, cache, dtype), length, scale, *limits
         )
+
+    def _flash_attention(self, launch: Launch, types: list[Any], q: int, k: int, v: int, y: int, *numbers: Any) -> None:
+        at, rows = self._memory.at, launch.grid[2]
+        tokens, heads, capacity, length, scale = numbers
+        shape, cache = (rows, tokens, heads, 64), (rows, heads, capacity, 64)
+        given = at(q, shape, "float16"), at(k, cache, "float16"), at(v, cache, "float16")
+        at(y, shape, "float16")[...] = flash_attention.flash_attention(*given, length, scale)
 
     def _context_entry(self, launch: Launch, types: list[Any], e: int, level: int, out: int, pooled: int, tokens: int, width: int) -> None:
         at, dtype, batch = self._memory.at, types[0], launch.grid[1]

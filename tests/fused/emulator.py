@@ -289,6 +289,13 @@ class Library:
             at(total, (rows, width), dtype)[...] = s
         at(y, (rows, width), types[1])[...] = emitted(normed, types, rest[2])
 
+    def _rms_norm_pair(self, launch: Launch, types: list[Any], x: int, weight: int, scale: int, shift: int, y: int, *rest: Any) -> None:
+        at, dtype, (width, each, eps, inverse), groups = self._memory.at, types[0], rest, launch.grid[1]
+        shape = (each * groups, width)
+        modulation = (at(scale, (groups, width), dtype), at(shift, (groups, width), dtype)) if scale else None
+        normed, _ = rms_norm.rms_norm(at(x, shape, dtype), at(weight, (width,), dtype), eps, modulation=modulation)
+        at(y, shape, types[1])[...] = emitted(normed, types, inverse)
+
     def _noise(self, launch: Launch, types: list[Any], seeds: int, out: int, size: int, index: int, purpose: int) -> None:
         drawn = noise.noise(self._memory.at(seeds, (launch.grid[1],), np.uint64), size, index, purpose, "true" in launch.kernel.expression)
         self._memory.at(out, drawn.shape, np.float32)[...] = drawn

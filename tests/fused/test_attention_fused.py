@@ -20,6 +20,7 @@ SHAPES = [
     AttentionShape(2, 1, 33, 3, 32, 50, "float16", 0.05),
     AttentionShape(4, 25, 111, 2, 128, 200, "float16", 0.02),
     AttentionShape(2, 9, 41, 2, 32, 41, "float32", 0.1),
+    AttentionShape(2, 150, 181, 3, 64, 200, "float16", 0.03125),
 ]
 
 
@@ -40,10 +41,19 @@ def test_attention(whole_context: FusedContext, shape: AttentionShape) -> None:
         for buffer, array in ((q_at, q), (k_at, k), (v_at, v)):
             put(whole_context, buffer, array)
         chosen = Attention(whole_context, shape)
-        assert chosen.by_cudnn == (shape.dtype == "float16"), chosen.refusal
+        hopper = whole_context.device.info.capability == 90
+        assert chosen.flash == (hopper and shape.dtype == "float16" and shape.head_dim == 64)
+        assert chosen.by_cudnn == (shape.dtype == "float16" and not chosen.flash), chosen.refusal
         chosen.run(q_at, k_at, v_at, y_at)
         want = attention.attention(q, k[: shape.rows], v[: shape.rows], shape.length, shape.scale)
         assert_close(whole_context.download(y_at), want, "float16" if shape.dtype == "float16" else "kernel float32")
+
+
+@pytest.mark.parametrize(("capability", "dtype", "head_dim"), [(120, "float16", 64), (90, "float32", 64), (90, "float16", 32)])
+def test_hoppers_kernel_runs_only_where_it_can(capability: int, dtype: str, head_dim: int) -> None:
+    context = emulated_gpu(1 << 20)
+    context.device.info.capability = capability
+    assert not Attention(context, AttentionShape(2, 999, 1300, 4, head_dim, 1300, dtype, 0.1)).flash
 
 
 def test_what_cudnn_refuses_runs_in_our_kernel() -> None:
@@ -53,6 +63,6 @@ def test_what_cudnn_refuses_runs_in_our_kernel() -> None:
         raise EngineError("planning attention failed: no engine.")
 
     context.cudnn.build = refuse  # type: ignore[method-assign]
-    chosen = Attention(context, SHAPES[1])
+    chosen = Attention(context, SHAPES[2])
     assert not chosen.by_cudnn
     assert "no engine" in chosen.refusal

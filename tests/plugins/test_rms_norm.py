@@ -13,11 +13,11 @@ from tolerances import assert_close
 from hart_edge.export.reference import embeddings
 from hart_edge.export.reference.transformer import AdaptiveHeadNorm
 from hart_edge.plugins import rms_norm as op
-from hart_edge.plugins.kernel import FLOATS
+from hart_edge.plugins.kernel import FLOATS, ITEM_BYTES
 from hart_edge.plugins.quantize import QUANTIZED
 from hart_edge.runtime.errors import InputError
 
-SIZES = [(1, 19), (6, 111), (4, 989), (6, 1536), (2, 8960)]
+SIZES = [(1, 19), (6, 111), (4, 989), (6, 1536), (2, 8960), (5, 1528)]
 EPS = 1e-6
 
 
@@ -52,18 +52,24 @@ def test_truth_adds_the_residual_before_the_norm(dtype: str) -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_a_block_per_row_of_whole_warps(size: tuple[int, int], dtype: str) -> None:
+def test_blocks_of_whole_warps_cover_every_row(size: tuple[int, int], dtype: str) -> None:
     x, weight = at(4096, size, dtype), at(4096, size[1:], dtype)
-    launch = op.launch(x, weight, x, EPS)
-    assert launch.grid == (size[0], 1, 1)
-    assert launch.block[0] % 32 == 0
-    assert launch.kernel in op.KERNELS
+    with_residual, alone = op.launch(x, weight, x, EPS, (x, x)), op.launch(x, weight, x, EPS)
+    assert with_residual.grid == (size[0], 1, 1)
+    packs, n = "pair" in alone.kernel.expression, 16 // ITEM_BYTES[dtype]
+    assert packs == (size[1] % n == 0 and size[1] <= 2 * n * 512)
+    assert alone.grid == (-(-size[0] // 2) if packs else size[0], 1, 1)
+    for launch in (with_residual, alone):
+        assert launch.block[0] % 32 == 0
+        assert launch.kernel in op.KERNELS
+    assert not packs or 2 * n * alone.block[0] >= size[1]
 
 
 @pytest.mark.parametrize(("address", "width", "lanes"), [(4096, 1536, 8), (4098, 1536, 1), (4096, 19, 1)])
 def test_lanes_follow_alignment_and_width(address: int, width: int, lanes: int) -> None:
     x = at(address, (3, width), "float16")
-    assert op.launch(x, at(4096, (width,), "float16"), x, EPS).kernel.expression == f"hart::rms_norm<__half, __half, {lanes}>"
+    launch = op.launch(x, at(4096, (width,), "float16"), x, EPS, (x, x))
+    assert launch.kernel.expression == f"hart::rms_norm<__half, __half, {lanes}>"
 
 
 def test_wrong_tensors_are_named() -> None:
@@ -81,7 +87,9 @@ def test_wrong_tensors_are_named() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("size", sanitized(SIZES, 2, 3))
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize(("residual", "modulated", "misalign"), [(False, False, False), (True, True, False), (True, False, True)])
+@pytest.mark.parametrize(
+    ("residual", "modulated", "misalign"), [(False, False, False), (False, True, False), (False, False, True), (True, True, False)]
+)
 def test_kernel(gpu: Gpu, size: tuple[int, int], dtype: str, residual: bool, modulated: bool, misalign: bool) -> None:
     check(gpu, size, dtype, dtype, residual, modulated, misalign)
 
@@ -94,6 +102,7 @@ def test_quantised_kernel(gpu: Gpu, size: tuple[int, int], dtype: str, out: str)
     if not gpu.needs(out):
         pytest.skip(f"{gpu.device.info.name} has no FP8")
     check(gpu, size, dtype, out, True, size[0] % 2 == 0, False)
+    check(gpu, size, dtype, out, False, size[0] % 2 == 0, False)
 
 
 def truth(dtype: str, x: Array, weight: Array, residual: Array | None, modulation: tuple[Array, Array] | None, *out: Any) -> tuple:
