@@ -2,7 +2,7 @@
 
 On a GPU a float16 bundle meets the reference as it was published: float16 weights under autocast, with logits, sampling,
 codebook and latent in float32. The noise is made and uploaded in the first warm-up and kept; a run starts at the prompts and
-ends with 8-bit pixels in host memory, as the runtime's does.
+ends with Pillow images, as the runtime's does.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from hart_edge.runtime.bench import Contender, Job, Loader, measure
@@ -95,7 +96,8 @@ def load_reference(source: Source, place: Place, compiled: bool, job: Job) -> Co
     tokens = sum(p * p for p in model.patch_nums) * len(job.prompts)
 
     def once(times: StageTimes) -> None:
-        draw(model, text, place, job, kept or philox, times)
+        for pixels in draw(model, text, place, job, kept or philox, times).numpy():
+            Image.fromarray(pixels)
 
     def device_memory() -> int | None:
         return None if kept is None else torch.cuda.max_memory_reserved() - kept.bytes

@@ -55,50 +55,53 @@ template <typename T, typename Out, int N>
 __global__ void rms_norm_pair(const T* x, const T* weight, const T* scale, const T* shift, Out* y, int width, int rows, float eps,
                               float inverse) {
     __shared__ float scratch[2][32];
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
-    const int count = min(2, rows - 2 * static_cast<int>(blockIdx.x));  // rows of this block
+    const bool both = 2 * blockIdx.x + 1 < rows;  // or the first row twice, the second time for nothing
     const long long base = (static_cast<long long>(blockIdx.y) * rows + 2 * blockIdx.x) * width;
     const long long modulation = static_cast<long long>(blockIdx.y) * width;
-    const int column[2] = {static_cast<int>(threadIdx.x) * N, static_cast<int>(threadIdx.x + blockDim.x) * N};
-    Pack<T, N> s[2][2] = {}, w[2] = {}, m[2] = {}, n[2] = {};
-#pragma unroll
-    for (int row = 0; row < 2; ++row) {
-#pragma unroll
-        for (int k = 0; k < 2; ++k) {
-            if (row < count && column[k] < width) s[row][k] = load<N>(x + base + row * width + column[k]);
-        }
-    }
+    const int wanted[2] = {static_cast<int>(threadIdx.x) * N, static_cast<int>(threadIdx.x + blockDim.x) * N};
+    const int column[2] = {min(wanted[0], width - N), min(wanted[1], width - N)};  // the last ones again where there are no more
+    Pack<T, N> s[2][2], w[2], m[2], n[2];
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
-        if (column[k] >= width) continue;
+        s[0][k] = load<N>(x + base + column[k]);
+        s[1][k] = load<N>(x + base + (both ? width : 0) + column[k]);
         w[k] = load<N>(weight + column[k]);
-        if (scale) m[k] = load<N>(scale + modulation + column[k]), n[k] = load<N>(shift + modulation + column[k]);
+        m[k] = load<N>((scale ? scale + modulation : weight) + column[k]);
+        n[k] = load<N>((scale ? shift + modulation : weight) + column[k]);
     }
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
         float squares = 0.0f;
 #pragma unroll
-        for (int j = 0; j < 2 * N; ++j) squares += to_float(s[row][j / N].v[j % N]) * to_float(s[row][j / N].v[j % N]);
+        for (int k = 0; k < 2; ++k) {
+            float part = 0.0f;
+#pragma unroll
+            for (int j = 0; j < N; ++j) part += to_float(s[row][k].v[j]) * to_float(s[row][k].v[j]);
+            if (wanted[k] < width) squares += part;
+        }
         squares = warp_sum(squares);
-        if (lane == 0) scratch[row][warp] = squares;
+        if (threadIdx.x % 32 == 0) scratch[row][threadIdx.x / 32] = squares;
     }
     __syncthreads();
+    float factor[2] = {0.0f, 0.0f};
+    for (int i = 0; i < blockDim.x / 32; ++i) factor[0] += scratch[0][i], factor[1] += scratch[1][i];
+    factor[0] = inverse_root_mean<T>(factor[0], width, eps), factor[1] = inverse_root_mean<T>(factor[1], width, eps);
 #pragma unroll
-    for (int row = 0; row < 2; ++row) {
-        if (row >= count) break;
-        float total = 0.0f;
-        for (int i = 0; i < warps; ++i) total += scratch[row][i];
-        const float factor = inverse_root_mean<T>(total, width, eps);
+    for (int k = 0; k < 2; ++k) {
+        float gain[N], add[N];
 #pragma unroll
-        for (int k = 0; k < 2; ++k) {
-            if (column[k] >= width) continue;
+        for (int j = 0; j < N; ++j) {
+            gain[j] = to_float(w[k].v[j]) * (scale ? 1.0f + to_float(m[k].v[j]) : 1.0f);
+            add[j] = scale ? to_float(n[k].v[j]) : 0.0f;
+        }
+#pragma unroll
+        for (int row = 0; row < 2; ++row) {
             Pack<Out, N> out;
 #pragma unroll
             for (int j = 0; j < N; ++j) {
-                const float gain = to_float(w[k].v[j]) * (1.0f + to_float(m[k].v[j]));  // without modulation m and n are 0
-                out.v[j] = emit<T, Out>(fmaf(rounded<T>(to_float(s[row][k].v[j]) * factor), gain, to_float(n[k].v[j])), inverse);
+                out.v[j] = emit<T, Out>(fmaf(rounded<T>(to_float(s[row][k].v[j]) * factor[row]), gain[j], add[j]), inverse);
             }
-            store(y + base + row * width + column[k], out);
+            if (wanted[k] < width && (row == 0 || both)) store(y + base + row * width + wanted[k], out);
         }
     }
 }

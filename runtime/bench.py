@@ -49,7 +49,7 @@ class Contender:
     """What is ready to run.
 
     Attributes:
-        once: one run; from the prompts to pixels in host memory.
+        once: one run; from the prompts to pictures in host memory.
         pictures, tokens: pictures and image tokens that a run makes.
         backend: what it runs on.
         wait: returns when the work of a stage is done; called at the end of every stage.
@@ -127,14 +127,32 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Results by contender, and why others have none."""
+    """Results by contender, why others have none, and which were measured alone, after the others."""
 
     results: dict[str, Measurement]
     failed: dict[str, HartError]
+    alone: tuple[str, ...] = ()
 
 
 def measure(contenders: Mapping[str, Loader], runs: int) -> Outcome:
-    """Warm-ups, then `runs` rounds in which every contender runs once. One that fails does not stop the others."""
+    """Warm-ups, then `runs` rounds in which every contender runs once. One that fails does not stop the others.
+
+    All stay loaded meanwhile, so what a contender failed for may be memory that the others hold: it has another try alone.
+    """
+    outcome = _in_turn(contenders, runs)
+    if len(contenders) == 1:
+        return outcome
+    results, failed, alone = outcome.results, outcome.failed, []
+    for name in [name for name in contenders if name in failed]:
+        again = _in_turn({name: contenders[name]}, runs)
+        if name in again.results:
+            results[name] = again.results[name]
+            del failed[name]
+            alone.append(name)
+    return Outcome({name: results[name] for name in contenders if name in results}, failed, tuple(alone))
+
+
+def _in_turn(contenders: Mapping[str, Loader], runs: int) -> Outcome:
     failed: dict[str, HartError] = {}
     with ExitStack() as stack:
         workers: dict[str, Worker] = {}

@@ -24,7 +24,7 @@ from hart_edge.runtime.cli.bench_table import table
 from hart_edge.runtime.errors import GpuMemoryError, InputError
 
 SECONDS = {"torch-eager": 4.0, "torch-compiled": 2.0, "cuda": 0.5}
-ROUND = {"batch": 1, "contenders": {}, "failed": {}, "against": None, "flops": None, "floor": None}
+ROUND = {"batch": 1, "contenders": {}, "failed": {}, "alone": [], "against": None, "flops": None, "floor": None}
 FULL = GpuMemoryError("the GPU is full.", "Use a smaller batch.")
 
 
@@ -43,7 +43,7 @@ def with_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         batch = len(contenders["torch-compiled"].arguments[-1].prompts)
         failed = {"ort-cuda"} | ({"torch-eager"} if batch == 8 else set())
         results = {name: measured(name, batch) for name in contenders if name not in failed}
-        return Outcome(results, dict.fromkeys(failed, FULL))
+        return Outcome(results, dict.fromkeys(failed, FULL), ("cuda",) if batch == 8 else ())
 
     def reference_loader(source: Any, precision: str, compiled: bool, job: Any) -> Loader:
         return Loader(measured, (source, precision, compiled, job))
@@ -85,6 +85,7 @@ def test_the_report_has_every_batch_with_its_floor_and_what_failed(report: dict[
     assert list(one["contenders"]) == ["torch-eager", "torch-compiled", "cuda"]
     assert list(eight["contenders"]) == ["torch-compiled", "cuda"]
     assert one["failed"] == {"ort-cuda": str(FULL)} and set(eight["failed"]) == {"ort-cuda", "torch-eager"}
+    assert (one["alone"], eight["alone"]) == ([], ["cuda"])
     assert (one["against"], eight["against"]) == ("torch-compiled", "torch-compiled")
     assert eight["flops"] == {"transformer": 4800, "decoder": 3200}
     assert one["floor"] == {"transformer": 0.06, "decoder": 0.04}

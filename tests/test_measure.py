@@ -54,7 +54,7 @@ def test_contenders_take_turns_and_one_that_fails_stops_no_other(monkeypatch: py
     monkeypatch.setattr(bench, "Worker", InProcess)
     log: Log = []
     fails: dict[str, int | None] = {"unloadable": 0, "a": None, "cold": 1, "late": WARM_UPS + 2, "b": None}
-    outcome = measure({name: Loader(load, (name, log, at)) for name, at in fails.items()}, 3)
+    outcome = bench._in_turn({name: Loader(load, (name, log, at)) for name, at in fails.items()}, 3)
     assert {name: str(error) for name, error in outcome.failed.items()} == {
         "unloadable": "unloadable does not load.",
         "cold": "cold is full.",
@@ -63,6 +63,18 @@ def test_contenders_take_turns_and_one_that_fails_stops_no_other(monkeypatch: py
     warm = [name for name in ("a", "late", "b") for _ in range(WARM_UPS)]
     assert [name for name in log if name != "cold"] == [*warm, "a", "late", "b", "a", "late", "b", "a", "b"]
     assert {name: len(result.runs) for name, result in outcome.results.items()} == {"a": 3, "b": 3}
+
+
+def test_one_that_fails_beside_the_others_is_measured_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "Worker", InProcess)
+    log: Log = []
+    fails: dict[str, int | None] = {"unloadable": 0, "late": WARM_UPS + 2, "a": None, "cold": 1}
+    outcome = measure({name: Loader(load, (name, log, at)) for name, at in fails.items()}, 3)
+    assert (list(outcome.results), outcome.alone, list(outcome.failed)) == (["late", "a", "cold"], ("late", "cold"), ["unloadable"])
+    assert log[-2 * (WARM_UPS + 3) :] == ["late"] * (WARM_UPS + 3) + ["cold"] * (WARM_UPS + 3)
+    assert all(len(result.runs) == 3 for result in outcome.results.values())
+    alone = measure({"cold": Loader(load, ("cold", [], 1))}, 3)
+    assert (alone.results, alone.alone, list(alone.failed)) == ({}, (), ["cold"])
 
 
 def test_a_measurement_gives_medians_and_rates() -> None:

@@ -90,5 +90,7 @@ def _show(report: dict[str, Any], quiet: bool) -> None:
     now = report["rounds"][-1]
     for name, reason in now["failed"].items():
         complain("warning", f"{name} was not measured: {reason}")
+    for name in now["alone"]:
+        complain("warning", f"{name} did not run beside the others; it was measured after them, alone.")
     if not quiet:
         console().print(table(report, now))

@@ -93,6 +93,7 @@ def _round(asked: Asked, batch: int, outcome: Outcome, rate: float | None) -> di
         "batch": batch,
         "contenders": {name: result.to_json() for name, result in outcome.results.items()},
         "failed": {name: str(error) for name, error in outcome.failed.items()},
+        "alone": list(outcome.alone),
         "against": next((name for name in reversed(asked.references) if name in outcome.results), None),
         "flops": flops,
         "floor": {stage: count / rate for stage, count in flops.items()} if flops and rate else None,
