@@ -23,6 +23,7 @@ struct FlashRing {
     }
     __device__ void announce_copied(int at) const { barrier_arrive(full + at % flash_stages * 8); }
     __device__ void announce_read(int at) const {  // by one warp
+        __syncwarp();
         if (threadIdx.x % 32 == 0) barrier_arrive(free + at % flash_stages * 8);
     }
 };
