@@ -41,8 +41,8 @@ __device__ inline void multiply_values(float (&out)[32], const unsigned (&weight
 }
 
 // One of the groups that compute: `out`, not yet divided by the sums of the weights.
-__device__ inline void flash_attend(const FlashMemory& memory, unsigned q, int group, int tiles, int length, float factor,
-                                    float (&out)[32], FlashRows& rows) {
+__device__ inline void flash_attend(const FlashMemory& memory, unsigned q, FlashSource source, int group, int tiles, int length,
+                                    float factor, float (&out)[32], FlashRows& rows) {
     const int own = 1 + group, following = 1 + (group + 1) % flash_groups;  // named barriers of the turns
     float scores[flash_own];
     unsigned weights[flash_keys / 4];
@@ -73,7 +73,8 @@ __device__ inline void flash_attend(const FlashMemory& memory, unsigned q, int g
         named_arrive(following, 2 * flash_group);
         product_wait<1>();
         hold(scores);
-        const bool same = rows.add(scores, factor, q, memory.k.tile(at));
+        source.first_key = (tiles - 1 - at) * flash_keys;
+        const bool same = rows.add(scores, factor, source);
         memory.k.announce_read(at);
         product_wait<0>();
         hold(out);
@@ -88,11 +89,11 @@ __device__ inline void flash_attend(const FlashMemory& memory, unsigned q, int g
     hold(out);
 }
 
-// A thread's two rows of the output.
+// A thread's two rows of the output, `first` and the eighth after it.
 __device__ inline void store_rows(__half* y, const float (&out)[32], const FlashRows& rows, int first, int tokens, int stride) {
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
-        const int token = first + threadIdx.x % flash_group / 4 % 8 + threadIdx.x % flash_group / 32 * 16 + 8 * row;
+        const int token = first + 8 * row;
         const float inverse = rows.inverse(row);
         if (token >= tokens) continue;
         __half* target = y + static_cast<long long>(token) * stride + threadIdx.x % 4 * 2;
@@ -109,20 +110,21 @@ __global__ void __launch_bounds__((flash_groups + 1) * flash_group, 1)
     flash_attention(const __half* q, const __half* k, const __half* v, __half* y, int tokens, int heads, int capacity, int length, float scale) {
     extern __shared__ unsigned char shared[];
     const FlashMemory memory(shared_address(shared));
-    const int group = threadIdx.x / flash_group, head = blockIdx.y, row = blockIdx.z, tiles = (length + flash_keys - 1) / flash_keys;
-    const int stride = heads * flash_head, first = (blockIdx.x * flash_groups + group) * flash_rows;
+    const int group = threadIdx.x / flash_group, tiles = (length + flash_keys - 1) / flash_keys, stride = heads * flash_head;
+    const long long in_cache = (static_cast<long long>(blockIdx.z) * heads + blockIdx.y) * capacity * flash_head;
     if (threadIdx.x == 0) memory.init_barriers();
     __syncthreads();
     if (group == flash_groups) {
         give_registers<32>();
-        const long long at = (static_cast<long long>(row) * heads + head) * capacity * flash_head;
         for (int i = 0; i <= tiles; ++i) {
-            copy_next(memory.k, k + at, i, tiles, length);
-            copy_next(memory.v, v + at, i, tiles, length);
+            copy_next(memory.k, k + in_cache, i, tiles, length);
+            copy_next(memory.v, v + in_cache, i, tiles, length);
         }
     } else {
         take_registers<160>();  // 3 · 160 + 32 = 4 · 128
-        const long long at = static_cast<long long>(row) * tokens * stride + head * flash_head;
+        const long long at = static_cast<long long>(blockIdx.z) * tokens * stride + blockIdx.y * flash_head;
+        const int first = (blockIdx.x * flash_groups + group) * flash_rows;
+        const int row = first + threadIdx.x % flash_group / 32 * 16 + threadIdx.x % 32 / 4;
         const unsigned own = memory.q + group * flash_rows * 128;
         copy_tile<flash_rows>(own, q + at, first, tokens, stride);
         copies_commit();
@@ -131,8 +133,9 @@ __global__ void __launch_bounds__((flash_groups + 1) * flash_group, 1)
         named_wait(8 + group, flash_group);
         float out[32];
         FlashRows rows;
-        flash_attend(memory, own, group, tiles, length, scale * 1.44269504f, out, rows);
-        store_rows(y + at, out, rows, first, tokens, stride);
+        const FlashSource source{q + at, k + in_cache, row, tokens - 1, stride, 0};
+        flash_attend(memory, own, source, group, tiles, length, scale * 1.44269504f, out, rows);
+        store_rows(y + at, out, rows, row, tokens, stride);
     }
 }
 

@@ -1,6 +1,7 @@
 // Two rows of scores of a thread for `flash_attention.cuh`: weights of a tile, their sums, and what earlier sums shrink by.
 #pragma once
 
+#include "common.cuh"
 #include "flash_tiles.cuh"
 
 namespace hart {
@@ -9,31 +10,32 @@ constexpr int flash_own = flash_keys / 2;     // scores of a thread in a tile
 constexpr float flash_limit = 32768.0f;       // of the sum of a row's weights in a thread: half holds 65504
 constexpr float flash_float_limit = 1.0e30f;  // of a weight before it is made smaller
 
-// Elements 2 · pair and the next one of a tile's row.
-__device__ inline float2 load_pair(unsigned tile, int row, int pair) {
-    const unsigned at = tile + row * 128 + ((pair / 4 ^ row % 8) << 4) + pair % 4 * 4;
-    return __half22float2(*static_cast<const __half2*>(__cvta_shared_to_generic(at)));
-}
+// Where a thread's scores come from: the head's queries and keys, and which rows of them.
+struct FlashSource {
+    const __half *q, *k;
+    int row, last_row, stride, first_key;  // the second row is row + 8; first_key: of the tile
 
-// A thread's scores of a tile once more, without the tensor cores.
-__device__ inline void multiply_slowly(float (&scores)[flash_own], unsigned q, unsigned tile) {
-    const int row = threadIdx.x % flash_group / 32 * 16 + threadIdx.x % 32 / 4, column = threadIdx.x % 4 * 2;
+    // The scores once more, without the tensor cores. It reads the tensors themselves, so that nobody waits for it with the tile.
+    __device__ void multiply(float (&scores)[flash_own]) const {
+        const __half* first = q + static_cast<long long>(min(row, last_row)) * stride;
+        const __half* second = q + static_cast<long long>(min(row + 8, last_row)) * stride;
+        const __half* keys = k + static_cast<long long>(first_key + threadIdx.x % 4 * 2) * flash_head;
 #pragma unroll
-    for (int i = 0; i < flash_own; ++i) scores[i] = 0.0f;
+        for (int i = 0; i < flash_own; ++i) scores[i] = 0.0f;
 #pragma unroll 1
-    for (int at = 0; at < flash_head / 2; ++at) {
-        const float2 first = load_pair(q, row, at), second = load_pair(q, row + 8, at);
+        for (int at = 0; at < flash_head; ++at) {
+            const float a = to_float(first[at]), b = to_float(second[at]);
 #pragma unroll
-        for (int i = 0; i < flash_own; i += 4) {
+            for (int i = 0; i < flash_own; i += 4) {
 #pragma unroll
-            for (int j = 0; j < 2; ++j) {
-                const float2 key = load_pair(tile, 2 * i + column + j, at);
-                scores[i + j] += first.x * key.x + first.y * key.y;
-                scores[i + 2 + j] += second.x * key.x + second.y * key.y;
+                for (int j = 0; j < 2; ++j) {
+                    const float c = to_float(keys[(2 * i + j) * flash_head + at]);
+                    scores[i + j] += a * c, scores[i + 2 + j] += b * c;
+                }
             }
         }
     }
-}
+};
 
 // Two rows of scores of a thread, as wgmma leaves them: of each four, two columns of the first row and two of the second. A row's
 // columns are spread over four neighbouring lanes.
@@ -50,11 +52,11 @@ struct FlashRows {
     }
 
     // A later tile: scores → weights. False when the sums so far shrink by `keep`.
-    __device__ bool add(float (&scores)[flash_own], float factor, unsigned q, unsigned tile) {
+    __device__ bool add(float (&scores)[flash_own], float factor, const FlashSource& source) {
         float sum[2];
         sum_up(scores, factor, sum);
         const bool small = __all_sync(0xffffffffu, sum[0] <= flash_limit && sum[1] <= flash_limit);
-        if (!small) grow(scores, factor, q, tile, sum);
+        if (!small) grow(scores, factor, source, sum);
         total[0] += sum[0], total[1] += sum[1];
         return small;
     }
@@ -85,7 +87,7 @@ struct FlashRows {
     }
 
     // Weights of a tile that are too large → smaller by a power of two, and the offset larger.
-    __device__ __forceinline__ void grow(float (&scores)[flash_own], float factor, unsigned q, unsigned tile, float (&sum)[2]) {
+    __device__ __forceinline__ void grow(float (&scores)[flash_own], float factor, const FlashSource& source, float (&sum)[2]) {
         const float most[2] = {greatest(scores, 0), greatest(scores, 1)};
         if (__all_sync(0xffffffffu, most[0] < flash_float_limit && most[1] < flash_float_limit)) {
 #pragma unroll
@@ -99,7 +101,7 @@ struct FlashRows {
             }
         } else {  // float may not have held them or their sum: from the beginning
             const float before[2] = {offset[0], offset[1]};
-            multiply_slowly(scores, q, tile);
+            source.multiply(scores);
             set_offsets(scores, factor);
             for (int row = 0; row < 2; ++row) offset[row] = fmaxf(offset[row], before[row]), keep[row] = exp2_fast(before[row] - offset[row]);
             sum_up(scores, factor, sum);
