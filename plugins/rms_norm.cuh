@@ -84,6 +84,7 @@ __global__ void rms_norm_pair(const T* x, const T* weight, const T* scale, const
     }
     __syncthreads();
     float factor[2] = {0.0f, 0.0f};
+#pragma unroll 1
     for (int i = 0; i < blockDim.x / 32; ++i) factor[0] += scratch[0][i], factor[1] += scratch[1][i];
     factor[0] = inverse_root_mean<T>(factor[0], width, eps), factor[1] = inverse_root_mean<T>(factor[1], width, eps);
 #pragma unroll
