@@ -11,13 +11,10 @@ from contextlib import suppress
 import numpy as np
 import numpy.typing as npt
 
-from .cuda import Device, DeviceBuffer, PinnedArray, Stream
+from .cuda import Device, DeviceBuffer, Stream
 from .engine import Array, DeviceTensor, Tensor
 from .errors import GpuLostError, GpuMemoryError
 from .memory import Shape
-
-STAGED = range(1 << 16, (1 << 25) + 1)
-"""Bytes of a download that goes through page-locked memory: a picture of 1024 × 1024 (3 MiB) then takes a sixth of the time."""
 
 
 class DeviceMemory:
@@ -26,7 +23,6 @@ class DeviceMemory:
     def __init__(self, device: Device, stream: Stream) -> None:
         self.device, self.stream = device, stream
         self._idle: dict[int, list[DeviceBuffer]] = {}
-        self._staging: PinnedArray | None = None
 
     def empty(self, shape: Shape, dtype: npt.DTypeLike) -> DeviceTensor:
         """GpuMemoryError if nothing is left even after the idle blocks were freed."""
@@ -57,11 +53,8 @@ class DeviceMemory:
     def read(self, tensor: DeviceTensor, array: Array) -> None:
         """Fill a contiguous array of the tensor's shape and dtype, and wait for it."""
         buffer = _buffer(tensor)
-        target = self._staged(array.nbytes) if array.nbytes in STAGED else array
-        buffer.download(target, self.stream, tensor.address - buffer.address)
+        buffer.download(array, self.stream, tensor.address - buffer.address)
         self.stream.synchronize()
-        if target is not array:
-            array[...] = target.view(array.dtype).reshape(array.shape)
 
     def download(self, tensor: Tensor) -> Array:
         if not isinstance(tensor, DeviceTensor):
@@ -83,14 +76,6 @@ class DeviceMemory:
         for block in blocks:
             block.close()
         return bool(blocks)
-
-    def _staged(self, size: int) -> Array:
-        """So many bytes of page-locked memory, kept for the next time."""
-        if self._staging is None or self._staging.array.size < size:
-            if self._staging is not None:
-                self._staging.close()
-            self._staging = self.device.pinned((size,), np.uint8)
-        return self._staging.array[:size]
 
     def _block(self, size: int) -> DeviceBuffer:
         idle = self._idle.get(size)

@@ -45,10 +45,10 @@ class HostBuffer:
 
 
 class HostDevice:
-    """Attributes: bytes in use, the number of allocations and of pinnings so far, and the most bytes that may be in use."""
+    """Attributes: bytes in use, the number of allocations so far, and the most bytes that may be in use."""
 
     def __init__(self, limit: int = 1 << 40) -> None:
-        self.used, self.allocations, self.pinnings, self.limit = 0, 0, 0, limit
+        self.used, self.allocations, self.limit = 0, 0, limit
         self.driver = SimpleNamespace(copy=lambda target, source, size, stream: ctypes.memmove(target, source, size))
 
     def buffer(self, size: int) -> HostBuffer:
@@ -57,10 +57,6 @@ class HostDevice:
         self.used += size
         self.allocations += 1
         return HostBuffer(self, size)
-
-    def pinned(self, shape: tuple[int, ...], dtype: Any) -> SimpleNamespace:
-        self.pinnings += 1
-        return SimpleNamespace(array=np.empty(shape, dtype), close=lambda: None)
 
     def call(self, doing: str, function: Callable[..., Any], *arguments: Any) -> Any:
         return function(*arguments)
