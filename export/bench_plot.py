@@ -11,12 +11,13 @@ Report = dict[str, Any]
 
 
 def plot(report: Report, out: Path) -> None:
-    """Write a PNG: a panel of stacked bars per batch size, and one of pictures per second over the batch size."""
+    """Write a PNG: a panel of stacked bars per batch size, with one legend above all, and one of pictures per second over the batch."""
     rounds = report["rounds"]
     drawn, axes = figure(4 + 4 * len(rounds), 4.5, 1, len(rounds) + 1)
     for axis, now in zip(axes[0], rounds, strict=False):
         stack(axis, now)
     throughput(axes[0][-1], rounds)
+    drawn.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=7, fontsize="small")
     save(drawn, out)
 
 
@@ -30,7 +31,6 @@ def stack(axis: Any, now: Report) -> None:
         bottom = {name: bottom[name] + height for name, height in heights.items()}
     axis.set(title=f"batch {now['batch']}", ylabel="ms")
     axis.tick_params(axis="x", labelrotation=30)
-    axis.legend(fontsize="small")
 
 
 def throughput(axis: Any, rounds: list[Report]) -> None:

@@ -4,8 +4,8 @@ q, y [R, L, H, D]; k, v [R, KV, capacity, D] with `length` valid positions; grou
 encoder's attention: causal (the queries are the last L positions), keys with mask 0 left out, and a query that nothing is
 left for attends to everything. mask [R, L] int64; first [R] int64: the first position that counts (`first_positions`).
 
-cuDNN's attention has no float32 and is faster in everything it has; this kernel keeps scores out of memory too, and is
-plain: no tensor cores.
+cuDNN's attention has no float32 and is faster in everything it has, `flash_attention` runs on Hopper alone; this kernel keeps
+scores out of memory too, and is plain: no tensor cores.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def steps(folder: Path) -> list[Step]:
     small = tests("gpu and sanitizer", "-k", "cuda-python", "tests/plugins")
     return [
         Step("kernels", 300, tests("gpu", "tests/plugins", "tests/cuda")),
-        Step("fused", 400, tests("gpu", "tests/fused")),
+        Step("fused", 600, tests("gpu", "tests/fused")),
         Step("ort-cuda", 300, tests("gpu", "tests/ort_cuda")),
         Step("memcheck", 400, (*SANITIZER, "memcheck", *small)),
         Step("racecheck", 600, (*SANITIZER, "racecheck", *small)),
@@ -75,7 +75,7 @@ def steps(folder: Path) -> list[Step]:
         Step("fp8-products", 200, script("bench_fp8.py", *figures("fp8-products"))),
         Step("profile", 200, script("profile_picture.py", "--bundle", f"{random}/fp16", *figures("profile"))),
         Step("start", 200, script("first_picture.py", "--bundle", f"{random}/fp16", *figures("start"))),
-        Step("score", 600, (python, *HART_EDGE, "eval", "--n", "500", "--backend", "cuda", *figures("score"))),
+        Step("score", 900, (python, *HART_EDGE, "eval", "--n", "500", "--backend", "cuda", *figures("score"))),
         Step("score-ort", 900, (python, *HART_EDGE, "eval", "--n", "500", "--backend", "ort-cuda", *figures("score-ort"))),
         Step("score-fp8", 1500, script("score_fp8.py", *figures("score-fp8"))),
     ]
