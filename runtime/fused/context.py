@@ -100,8 +100,12 @@ class FusedContext:
 
 
 def _import_libraries() -> None:
-    """Raises MissingPackageError."""
+    """The packages, and cuBLAS, which cuDNN looks for among what is loaded. Raises MissingPackageError."""
     blas.bindings()
+    with suppress(ImportError, RuntimeError):  # a library that is not there is named by whoever needs it
+        from cuda.pathfinder import load_nvidia_dynamic_lib
+
+        load_nvidia_dynamic_lib("cublas")
     cudnn.bindings()
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import sys
 from enum import IntEnum
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -261,6 +263,27 @@ def test_where_no_algorithm_runs_the_first_one_says_why(lt: Bindings) -> None:
     open_blas(plans).plan(Shape(4, 6, 8, "float16", "float16")).run(100, 200, 300, SimpleNamespace(address=1))  # type: ignore[arg-type]
     assert algorithms(lt)[-1] == 5
     assert not plans.kept
+
+
+def test_parts_of_a_package_are_imported_without_its_own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "heavy_package"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("from .part import weight\nran = True\n")
+    (folder / "part.py").write_text("from .other import weight\n")
+    (folder / "other.py").write_text("weight = 19\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        with blas_module.without_its_own_code("heavy_package"):
+            part = importlib.import_module("heavy_package.part")
+        assert part.weight == 19 and "heavy_package" not in sys.modules
+        whole = importlib.import_module("heavy_package")
+        assert whole.ran and importlib.import_module("heavy_package.part") is part
+        with blas_module.without_its_own_code("heavy_package"), blas_module.without_its_own_code("no_such_package"):
+            assert sys.modules["heavy_package"] is whole and "no_such_package" not in sys.modules
+        assert sys.modules["heavy_package"] is whole
+    finally:
+        for name in [name for name in sys.modules if name.startswith("heavy_package")]:
+            del sys.modules[name]
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
