@@ -42,6 +42,12 @@ def test_a_source_with_nothing_for_a_target_is_left_out(cache: KernelCache) -> N
     assert build((Kernel("add.cuh", "fp8", 89),), SOURCES, (75,), cache) == {}
 
 
+def test_a_kernel_of_one_architecture_is_built_for_it_alone(cache: KernelCache) -> None:
+    kernels = (*ADD, Kernel("add.cuh", "add<double>", 90, 90))
+    built = build(kernels, SOURCES, (80, 90, 120), cache)
+    assert [target for (_, target), compiled in built.items() if "add<double>" in compiled.names] == [90]
+
+
 def test_a_failure_names_source_kernel_target_and_log_and_the_others_are_built(cache: KernelCache) -> None:
     kernels = (*ADD, Kernel("bad.cuh", "bad<1>"), Kernel("bad.cuh", "bad<2>"))
     with pytest.raises(KernelError) as caught:

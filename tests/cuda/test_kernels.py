@@ -92,6 +92,17 @@ def test_a_kernel_for_newer_cards_is_refused_by_name(device: Device) -> None:
     assert expressions_of(KERNELS, "a.cuh", 120) == ("new", "one", "two")
 
 
+def test_a_kernel_of_one_architecture_is_left_to_it(device: Device) -> None:
+    only = [Kernel("a.cuh", f"only{c}", c, c) for c in (89, 90)]
+    assert [expressions_of(only, "a.cuh", c) for c in (86, 89, 90, 100)] == [(), ("only89",), ("only90",), ()]
+    cache = FakeCache()
+    kernels = KernelLibrary(device, {"a.cuh": "a"}, only, cache)
+    kernels.load()
+    assert [u.expressions for u, _ in cache.asked] == [("only90",)]
+    with pytest.raises(KernelError, match="only89 needs compute capability SM89 and no other; Test GPU has SM90"):
+        kernels.function(only[0])
+
+
 def test_load_brings_in_everything_that_the_device_can_run(device: Device) -> None:
     cache = FakeCache()
     library(device, cache).load()
