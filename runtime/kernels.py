@@ -5,6 +5,7 @@ Knows nothing of what a kernel computes; it takes launches, which the operators'
 
 from __future__ import annotations
 
+import struct
 import threading
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
@@ -125,13 +126,17 @@ def needs(kernel: KernelLike) -> str:
 
 def pack(arguments: Iterable[Any]) -> bytes:
     """Kernel parameters as C lays them out: each aligned to its own size. Device addresses become 64-bit numbers."""
-    buffer = bytearray()
+    codes, values = ["@"], []
     for index, argument in enumerate(arguments):
-        scalar = np.uint64(argument.value) if hasattr(argument, "value") else argument
-        if not isinstance(scalar, np.number):
+        if isinstance(argument, np.number):
+            codes.append(argument.dtype.char)
+            values.append(argument)
+        elif hasattr(argument, "value"):
+            codes.append("Q")
+            values.append(argument.value)
+        else:
             raise TypeError(f"argument {index} is {argument!r}; expected a NumPy scalar or an object with an integer value.")
-        buffer += bytes(-len(buffer) % scalar.itemsize) + scalar.tobytes()
-    return bytes(buffer)
+    return struct.pack("".join(codes), *values)
 
 
 def _check_driver(driver: int, compiler: tuple[int, int]) -> None:

@@ -44,10 +44,13 @@ class Linear:
             raise InputError(f"a linear layer's bias is {bias}; expected {self.out} [{self.outer}].")
         self._blas = blas
         self._products = self._split()
+        self._planned: dict[bool, list[Matmul]] = {}
 
     def plan(self, add: bool) -> list[Matmul]:
         """The layer's products, with a residual or without; planned when they are first asked for."""
-        return [self._blas.plan(replace(product.shape, add=add)) for product in self._products]
+        if add not in self._planned:
+            self._planned[add] = [self._blas.plan(replace(product.shape, add=add)) for product in self._products]
+        return self._planned[add]
 
     def run(self, x: Buffer, y: Buffer, stream: Stream, residual: Buffer | None = None) -> None:
         """x [rows, in] → y [rows, out] on the stream; residual [rows, out] may be y itself. x is FP8 where the weight is."""

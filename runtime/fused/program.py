@@ -63,8 +63,9 @@ class Program:
 
     def plain(self) -> None:
         """The work piece by piece, without a graph."""
-        for step in self._steps:
-            step()
+        with self._context.device.active():  # once, not for every piece
+            for step in self._steps:
+                step()
 
     def close(self) -> None:
         """Free the graph. Idempotent."""

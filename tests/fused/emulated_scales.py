@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -60,9 +59,6 @@ class FillingDevice(Device):
 
     def buffer(self, size: int) -> Block:
         return ReadableBlock(self._memory, size)
-
-    def active(self) -> AbstractContextManager[None]:
-        return nullcontext()
 
 
 class AttentionDescription(Description):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -138,6 +139,9 @@ class Device:
         return Stream()
 
     def synchronize(self) -> None: ...
+
+    def active(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def event(self) -> SimpleNamespace:
         return SimpleNamespace(record=lambda stream: None, synchronize=lambda: None)
