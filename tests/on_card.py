@@ -73,6 +73,7 @@ def steps(folder: Path) -> list[Step]:
         Step("batch", 300, script("bench_random.py", "--bundle", random, "--batch", "8", *figures("batch"))),
         Step("low-vram", 200, script("bench_random.py", "--bundle", random, "--low-vram", *figures("low-vram"))),
         Step("fp8-products", 200, script("bench_fp8.py", *figures("fp8-products"))),
+        Step("attention", 200, script("bench_attention.py", *figures("attention"))),
         Step("profile", 200, script("profile_picture.py", "--bundle", f"{random}/fp16", *figures("profile"))),
         Step("start", 200, script("first_picture.py", "--bundle", f"{random}/fp16", *figures("start"))),
         Step("score", 900, (python, *HART_EDGE, "eval", "--n", "500", "--backend", "cuda", *figures("score"))),

@@ -94,19 +94,24 @@ def compare(asked: Asked, certify: bool = True, progress: Progress = no_progress
             "pictures": distances(drawings.pictures[name], drawings.reference),
             "score": _score(bundle, asked) if asked.score else None,
         }
-    return _head(asked) | {"reference": {"time": timings["results"].get(REFERENCE)}, "failed": timings["failed"], "bundles": rows}, drawings
+    return _head(asked) | {
+        "reference": {"time": timings["results"].get(REFERENCE)},
+        "failed": timings["failed"],
+        "alone": timings["alone"],
+        "bundles": rows,
+    }, drawings
 
 
 def _time(asked: Asked) -> dict[str, Any]:
     """All bundles and the reference in turn; the first prompt."""
     if not asked.runs:
-        return {"results": {}, "failed": {}}
+        return {"results": {}, "failed": {}, "alone": []}
     job = Job(asked.prompts[:1], (1,), asked.bundles[0].defaults)
     loaders = {REFERENCE: reference_loader(asked.source, asked.bundles[0].manifest.floats, False, job)}
     loaders |= {name: Loader(load_bundle, (b.root, asked.backend, job)) for name, b in zip(asked.names, asked.bundles, strict=True)}
     outcome = measure(loaders, asked.runs)
     results = {name: {key: value for key, value in result.to_json().items() if key != "runs"} for name, result in outcome.results.items()}
-    return {"results": results, "failed": {name: str(error) for name, error in outcome.failed.items()}}
+    return {"results": results, "failed": {name: str(error) for name, error in outcome.failed.items()}, "alone": list(outcome.alone)}
 
 
 def _certify(bundle: Bundle, report: Report, asked: Asked) -> bool:

@@ -99,7 +99,7 @@ def test_a_page_with_times_scores_and_failures(report: tuple[Path, dict[str, Any
     numbers = json.loads(json.dumps(report[1]))
     time = {"stages": {"transformer": 0.2, "decoder": 0.1}, "seconds": 0.31, "peak_memory_bytes": 2**28}
     numbers["reference"]["time"], numbers["scored"], numbers["runs"] = time, 20, 3
-    numbers["failed"] = {"int8": "a measured process died."}
+    numbers["failed"], numbers["alone"] = {"int8": "a measured process died."}, ["fp32"]
     numbers["bundles"]["fp32"]["time"] = time
     numbers["bundles"]["int8"]["passed"] = False
     for row in numbers["bundles"].values():
@@ -108,6 +108,7 @@ def test_a_page_with_times_scores_and_failures(report: tuple[Path, dict[str, Any
     pixels = np.zeros((32, 32, 3), np.uint8)
     page = Page(render(numbers, Drawings([pixels] * 2, {"fp32": [pixels] * 2, "int8": [pixels] * 2})))
     assert "(1.00)" in page.text and "int8 was not timed: a measured process died." in page.text
+    assert "fp32 did not run beside the others and was timed after them, alone." in page.text
     assert "gates FAILED" in page.text and "85.0" in page.text and "nan" in page.text
     assert "a lighthouse <at> dusk" in page.text  # escaped in the source
 

@@ -285,10 +285,11 @@ class Library:
     def _rms_norm(
         self, launch: Launch, types: list[Any], x: int, residual: int, total: int, weight: int, scale: int, shift: int, y: int, *rest: Any
     ) -> None:
-        assert not scale and not shift
-        at, dtype, rows, width, eps = self._memory.at, types[0], launch.grid[0], rest[0], rest[1]
+        at, dtype, (each, groups, _), (width, eps, _) = self._memory.at, types[0], launch.grid, rest
+        rows = each * groups
         added = at(residual, (rows, width), dtype) if residual else None
-        normed, s = rms_norm.rms_norm(at(x, (rows, width), dtype), at(weight, (width,), dtype), eps, added)
+        modulation = (at(scale, (groups, width), dtype), at(shift, (groups, width), dtype)) if scale else None
+        normed, s = rms_norm.rms_norm(at(x, (rows, width), dtype), at(weight, (width,), dtype), eps, added, modulation)
         if residual:
             at(total, (rows, width), dtype)[...] = s
         at(y, (rows, width), types[1])[...] = emitted(normed, types, rest[2])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
+import bench_attention
 import numpy as np
 import pytest
 from components import allocated, put
@@ -47,6 +50,18 @@ def test_attention(whole_context: FusedContext, shape: AttentionShape) -> None:
         chosen.run(q_at, k_at, v_at, y_at)
         want = attention.attention(q, k[: shape.rows], v[: shape.rows], shape.length, shape.scale)
         assert_close(whole_context.download(y_at), want, "float16" if shape.dtype == "float16" else "kernel float32")
+
+
+def test_the_benchmarks_contenders_compute_the_same() -> None:
+    context, shape = emulated_gpu(1 << 24), AttentionShape(2, 9, 41, 2, 64, 50, "float16", 0.03125)
+    assert [bench_attention.shape_of(tokens).length for tokens in (4096, 16)] == [9750, 329]
+    with ExitStack() as stack:
+        memory = bench_attention.tensors(context, shape, stack)
+        runs = bench_attention.contenders(context, shape, *memory)
+        assert list(runs) == ["flash_attention", "cuDNN"]
+        assert bench_attention.difference(context, runs, memory[3]) < 1e-3
+        wrong = {"nothing": lambda: context.zero(memory[3]), "cuDNN": runs["cuDNN"]}
+        assert bench_attention.difference(context, wrong, memory[3]) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(("capability", "dtype", "head_dim"), [(120, "float16", 64), (90, "float32", 64), (90, "float16", 32)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ from devices import Gpu, at, sanitized, values
 from tolerances import assert_close
 
 from hart_edge.plugins import flash_attention as op
+from hart_edge.plugins.kernel import sources
 from hart_edge.plugins.quantize import Array
 from hart_edge.runtime.errors import InputError
 
@@ -60,6 +62,16 @@ def test_grid_covers_every_query(case: Case) -> None:
     assert launch.grid[1:] == (case.heads, case.rows)
     assert launch.block == (512, 1, 1)
     assert launch.shared <= 227 * 1024  # what SM90 gives a block
+
+
+def test_sizes_are_those_of_the_kernel() -> None:
+    text = sources()["flash_tiles.cuh"]
+    names = ("head", "groups", "rows", "keys", "stages", "group")
+    sizes = {name: int(re.search(rf"flash_{name} = (\d+)[,;]", text)[1]) for name in names}  # type: ignore[index]
+    head, groups, rows, keys, stages, group = sizes.values()
+    case = Case(1, 1, 1, 1, 1)
+    assert (head, groups * rows, (groups + 1) * group) == (op.HEAD_DIM, 192, launch_of(case).block[0])
+    assert launch_of(case).shared == 2 * head * (groups * rows + 2 * stages * keys) + 4 * stages * 8 + 1024
 
 
 def test_wrong_tensors_are_named() -> None:
