@@ -43,7 +43,7 @@ __device__ inline void multiply_values(float (&out)[32], const unsigned (&weight
 // One of the groups that compute: `out`, not yet divided by the sums of the weights.
 __device__ inline void flash_attend(const FlashMemory& memory, unsigned q, FlashSource source, int group, int tiles, int length,
                                     float factor, float (&out)[32], FlashRows& rows) {
-    const int own = 1 + group, following = 1 + (group + 1) % flash_groups;  // named barriers of the turns
+    const int own = 1 + group, following = group == flash_groups - 1 ? 1 : own + 1;  // named barriers of the turns
     float scores[flash_own];
     unsigned weights[flash_keys / 4];
     if (group == flash_groups - 1) named_arrive(following, 2 * flash_group);
@@ -110,7 +110,9 @@ __global__ void __launch_bounds__((flash_groups + 1) * flash_group, 1)
     flash_attention(const __half* q, const __half* k, const __half* v, __half* y, int tokens, int heads, int capacity, int length, float scale) {
     extern __shared__ unsigned char shared[];
     const FlashMemory memory(shared_address(shared));
-    const int group = threadIdx.x / flash_group, tiles = (length + flash_keys - 1) / flash_keys, stride = heads * flash_head;
+    // A warp has one group, which the shuffle lets the compiler know: what follows from it needs no register of every thread.
+    const int group = __shfl_sync(0xffffffffu, threadIdx.x / flash_group, 0);
+    const int tiles = (length + flash_keys - 1) / flash_keys, stride = heads * flash_head;
     const long long in_cache = (static_cast<long long>(blockIdx.z) * heads + blockIdx.y) * capacity * flash_head;
     if (threadIdx.x == 0) memory.init_barriers();
     __syncthreads();

@@ -1,7 +1,7 @@
 """`flash_attention`: `y = softmax(scale · q · kᵀ) · v` over the valid part of a cache, on Hopper's tensor cores.
 
 q, y [R, L, H, 64]; k, v [≥ R, H, capacity, 64] with `length` valid positions, all float16. For H100 and H200 (SM90) alone: its
-products are wgmma instructions. Takes 0.7 to 0.85 of the time of cuDNN's attention where there are hundreds of queries or more
+products are wgmma instructions. Takes 0.70 to 0.83 of the time of cuDNN's attention where there are 700 queries or more
 (docs/measurements.md).
 """
 

@@ -16,13 +16,13 @@ constexpr int flash_group = 128;                // threads of a warpgroup
 struct FlashRing {
     unsigned tiles, full, free;  // addresses
 
-    __device__ unsigned tile(int at) const { return tiles + at % flash_stages * (flash_keys * 128); }
-    __device__ void await_copied(int at) const { barrier_wait(full + at % flash_stages * 8, at / flash_stages & 1); }
-    __device__ void await_read(int at) const {  // of the tile that was in this one's place
+    __device__ unsigned tile(unsigned at) const { return tiles + at % flash_stages * (flash_keys * 128); }
+    __device__ void await_copied(unsigned at) const { barrier_wait(full + at % flash_stages * 8, at / flash_stages & 1); }
+    __device__ void await_read(unsigned at) const {  // of the tile that was in this one's place
         if (at >= flash_stages) barrier_wait(free + at % flash_stages * 8, (at / flash_stages - 1) & 1);
     }
-    __device__ void announce_copied(int at) const { barrier_arrive(full + at % flash_stages * 8); }
-    __device__ void announce_read(int at) const {  // by one warp
+    __device__ void announce_copied(unsigned at) const { barrier_arrive(full + at % flash_stages * 8); }
+    __device__ void announce_read(unsigned at) const {  // by one warp
         __syncwarp();
         if (threadIdx.x % 32 == 0) barrier_arrive(free + at % flash_stages * 8);
     }
