@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,13 @@ def test_a_graph_goes_through_more_memory_than_any_cache(
     assert launched == 2 * launches * rounds
     assert timing.microseconds == pytest.approx(1e6 * ELAPSED / rounds)
     assert timing.rate == pytest.approx(timing.moved / (ELAPSED / rounds))
+
+
+def test_short_graphs_run_until_their_times_tell_something(double: Double, device: Device, library: KernelLibrary) -> None:
+    time_case(device, library, case_of("to_uint8"))
+    timed = len(calls(double, "cuGraphLaunch", "")) - 1  # the first is not timed
+    assert timed > bench_device.RUNS
+    assert timed == math.ceil(bench_device.LEAST_MILLISECONDS / 1e3 / ELAPSED)
 
 
 def test_everything_is_freed_after_a_case(double: Double, device: Device, library: KernelLibrary) -> None:
