@@ -36,27 +36,23 @@ class KVCache:
         memory: Memory = HOST,
     ) -> None:
         shape = (2 * batch, spec.heads, spec.cache_length, spec.head_dim)
-        self._memory = memory
         self._layers = [(memory.zeros(shape, dtype), memory.zeros(shape, dtype)) for _ in range(spec.depth)]
-        self._unconditional = (unconditional_k.astype(dtype, copy=False), unconditional_v.astype(dtype, copy=False))
-        self._batch, self._context = batch, spec.context_tokens
-        self.capacity = spec.cache_length
+        self.batch, self.capacity = batch, spec.cache_length
         self.length = 0
-        self.reset()
+        for layer, pair in enumerate(self._layers):
+            for buffer, constant in zip(pair, (unconditional_k, unconditional_v), strict=True):
+                heads = [np.tile(head.astype(dtype, copy=False), (spec.context_tokens, 1)) for head in constant[layer]]  # [T, D]
+                for row in range(batch, 2 * batch):
+                    for number, head in enumerate(heads):
+                        memory.write(buffer[row][number][: spec.context_tokens], head)
 
     @property
     def nbytes(self) -> int:
         return sum(k.nbytes + v.nbytes for k, v in self._layers)
 
     def reset(self) -> None:
-        """Forget everything but the unconditional context."""
+        """Forget everything but the unconditional context, which no engine writes to: scale 0 has the conditional rows only."""
         self.length = 0
-        for layer, pair in enumerate(self._layers):
-            for buffer, constant in zip(pair, self._unconditional, strict=True):
-                heads = [np.tile(head, (self._context, 1)) for head in constant[layer]]  # [T, D], T times the same
-                for row in range(self._batch, 2 * self._batch):
-                    for number, head in enumerate(heads):
-                        self._memory.write(buffer[row][number][: self._context], head)
 
     def advance(self, tokens: int) -> None:
         """Count tokens that the engine has written."""
@@ -73,3 +69,34 @@ class KVCache:
             inputs |= {k_in: k[:rows], v_in: v[:rows]}
             outputs |= {k_out: k[:rows], v_out: v[:rows]}
         return inputs, outputs
+
+
+class KVCaches:
+    """Caches for one run after the other. One that a run has given back serves the next run of as many images, so that the
+    unconditional context is written once and not for every picture.
+
+    The last one is kept where memory that is free stays with the process anyway, on a GPU. In the host's memory none is: it is
+    gigabytes of a large model, which other programs can use between two pictures.
+
+    Args: as of `KVCache`.
+    """
+
+    def __init__(
+        self, spec: ModelSpec, dtype: np.dtype[Any], unconditional_k: Array, unconditional_v: Array, memory: Memory = HOST
+    ) -> None:
+        self._spec, self._dtype, self._unconditional, self._memory = spec, dtype, (unconditional_k, unconditional_v), memory
+        self._idle: KVCache | None = None
+
+    def take(self, batch: int) -> KVCache:
+        """A cache for so many images, with nothing but the unconditional context in it."""
+        cache, self._idle = self._idle, None
+        if cache is None or cache.batch != batch:
+            del cache  # before the new one is allocated
+            return KVCache(self._spec, batch, self._dtype, *self._unconditional, self._memory)
+        cache.reset()
+        return cache
+
+    def give_back(self, cache: KVCache) -> None:
+        """Of a run that is over."""
+        if self._memory is not HOST:
+            self._idle = cache

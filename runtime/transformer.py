@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .engine import Array, Engine, Tensor
-from .kv_cache import KVCache
+from .kv_cache import KVCaches
 from .memory import HOST, Memory
 from .noise import Float32
 from .rotary import image_tables, text_tables
@@ -40,7 +40,9 @@ class ScaleTransformer:
     """
 
     def __init__(self, spec: ModelSpec, context: Engine, transformer: Engine, constants: dict[str, Array], memory: Memory = HOST) -> None:
-        self.spec, self.engine, self.constants, self.memory, self._context = spec, transformer, constants, memory, context
+        self.spec, self.engine, self.memory, self._context = spec, transformer, memory, context
+        dtype = transformer.inputs["x"].dtype
+        self.caches = KVCaches(spec, dtype, constants[UNCONDITIONAL_K], constants[UNCONDITIONAL_V], memory)
 
     def begin(self, conditioning: Conditioning) -> tuple[TransformerRun, Tensor]:
         """Start a batch; returns the run and the input of scale 0, [B, T, C]."""
@@ -63,11 +65,15 @@ class TransformerRun:
     """One batch under way: its cache, its context positions [B, T] and its head modulation."""
 
     def __init__(self, transformer: ScaleTransformer, position_ids: npt.NDArray[np.int64], head: dict[str, Tensor]) -> None:
-        self.spec, self._engine, self._memory, constants = transformer.spec, transformer.engine, transformer.memory, transformer.constants
-        batch, dtype = position_ids.shape[0], self._engine.inputs["x"].dtype
-        self.cache = KVCache(self.spec, batch, dtype, constants[UNCONDITIONAL_K], constants[UNCONDITIONAL_V], self._memory)
+        self.spec, self._engine, self._memory, self._caches = transformer.spec, transformer.engine, transformer.memory, transformer.caches
+        batch = position_ids.shape[0]
+        self.cache = self._caches.take(batch)
         self._positions, self._head = position_ids, head
         self._offset = np.concatenate([position_ids[:, -1], np.zeros(batch, np.int64)])
+
+    def __del__(self) -> None:
+        if cache := getattr(self, "cache", None):  # none where there was no memory for it
+            self._caches.give_back(cache)
 
     def step(self, scale: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """x [R, L, C] → hidden [R, L, C] and logits [R, L, V] float32; R = B at scale 0, else 2B."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 
-from hart_edge.runtime.kv_cache import KVCache
+from hart_edge.runtime.kv_cache import KVCache, KVCaches
+from hart_edge.runtime.memory import HOST, HostMemory, Memory, Tensor
 from hart_edge.runtime.spec import ModelSpec, cache_names
 
 
@@ -68,12 +71,59 @@ def test_advance_counts_up_to_the_capacity(tiny_spec: ModelSpec) -> None:
     assert cache.length == 41
 
 
-def test_reset_restores_the_unconditional_context(tiny_spec: ModelSpec) -> None:
+def test_reset_keeps_the_unconditional_context(tiny_spec: ModelSpec) -> None:
     cache, fresh = new_cache(tiny_spec), new_cache(tiny_spec)
     cache.advance(19)
     for array in cache.bindings(4)[0].values():
-        array[2:, :, :7] = 989
+        array[:2] = array[:, :, 7:] = 989  # where engines write
     cache.reset()
     assert cache.length == 0
     for name, array in cache.bindings(4)[0].items():
-        np.testing.assert_array_equal(array, fresh.bindings(4)[0][name])
+        np.testing.assert_array_equal(array[2:, :, :7], fresh.bindings(4)[0][name][2:, :, :7])
+
+
+class OtherMemory(HostMemory):
+    """Stands for a GPU's: it keeps what is free, and counts what is written."""
+
+    def __init__(self) -> None:
+        self.written = 0
+
+    def write(self, tensor: Tensor, array: Tensor) -> None:
+        self.written += array.nbytes
+        super().write(tensor, array)
+
+
+def caches_in(memory: Memory, spec: ModelSpec) -> KVCaches:
+    return KVCaches(spec, np.dtype("float32"), *constants(spec), memory)
+
+
+def test_a_cache_that_was_given_back_serves_again_and_nothing_is_written(tiny_spec: ModelSpec) -> None:
+    memory = OtherMemory()
+    caches = caches_in(memory, tiny_spec)
+    cache = caches.take(2)
+    cache.advance(7)
+    written = memory.written
+    assert written == 2 * tiny_spec.depth * 2 * tiny_spec.heads * 7 * tiny_spec.head_dim * 4
+    caches.give_back(cache)
+    assert caches.take(2) is cache
+    assert (cache.length, memory.written) == (0, written)
+    assert caches.take(2) is not cache
+
+
+def test_another_batch_gets_a_cache_of_its_own_and_frees_the_one_before(tiny_spec: ModelSpec) -> None:
+    caches = caches_in(OtherMemory(), tiny_spec)
+    cache = caches.take(2)
+    caches.give_back(cache)
+    freed = weakref.ref(cache)
+    del cache
+    assert caches.take(3).batch == 3
+    assert freed() is None
+
+
+def test_memory_of_the_host_is_given_back_between_pictures(tiny_spec: ModelSpec) -> None:
+    caches = caches_in(HOST, tiny_spec)
+    cache = caches.take(2)
+    caches.give_back(cache)
+    freed = weakref.ref(cache)
+    del cache
+    assert freed() is None

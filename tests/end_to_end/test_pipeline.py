@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from hart_edge.runtime import Bundle, HartWarning, InputError, Options, Pipeline, StageTimes
-from hart_edge.runtime.spec import UNCONDITIONAL_K, cache_names
+from hart_edge.runtime.kv_cache import KVCaches
+from hart_edge.runtime.spec import UNCONDITIONAL_K, UNCONDITIONAL_V, cache_names
 
 PROMPTS = ["a lighthouse at dusk", "two red circles above a blue square, oil painting", "", "שלום 🌅 مرحبا"]
 
@@ -117,17 +118,14 @@ def test_top_k_above_the_codebook_keeps_all(pipe: Pipeline) -> None:
     assert np.array_equal(all_codes, more)
 
 
-def test_without_guidance_the_unconditional_rows_do_not_matter(pipe: Pipeline) -> None:
+def test_without_guidance_the_unconditional_rows_do_not_matter(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """cfg 0 must give the plain conditional distribution: garbage in the unconditional constants changes nothing."""
-    constants = pipe.loop.transformer.constants
     want = pixels(pipe.generate("a tree", seed=6, options=Options(cfg=0)))
-    kept = constants[UNCONDITIONAL_K]
-    try:
-        constants[UNCONDITIONAL_K] = kept + 1
-        assert np.array_equal(pixels(pipe.generate("a tree", seed=6, options=Options(cfg=0))), want)
-        assert not np.array_equal(pixels(pipe.generate("a tree", seed=6)), pixels(pipe.generate("a tree", seed=6, options=Options(cfg=0))))
-    finally:
-        constants[UNCONDITIONAL_K] = kept
+    transformer, constants = pipe.loop.transformer, pipe.bundle.constants(UNCONDITIONAL_K, UNCONDITIONAL_V)
+    garbage = KVCaches(pipe.spec, transformer.engine.inputs["x"].dtype, constants[UNCONDITIONAL_K] + 1, constants[UNCONDITIONAL_V])
+    monkeypatch.setattr(transformer, "caches", garbage)
+    assert np.array_equal(pixels(pipe.generate("a tree", seed=6, options=Options(cfg=0))), want)
+    assert not np.array_equal(pixels(pipe.generate("a tree", seed=6)), pixels(pipe.generate("a tree", seed=6, options=Options(cfg=0))))
 
 
 def test_cache_is_written_in_place(pipe: Pipeline) -> None:

@@ -32,6 +32,7 @@ class HostBuffer:
         self.address = self.memory.ctypes.data
 
     def upload(self, array: np.ndarray, stream: Any, offset: int = 0) -> None:
+        self._device.uploaded += array.nbytes
         self.memory[offset : offset + array.nbytes] = np.frombuffer(array.tobytes(), np.uint8)
 
     def download(self, array: np.ndarray, stream: Any, offset: int = 0) -> None:
@@ -45,10 +46,10 @@ class HostBuffer:
 
 
 class HostDevice:
-    """Attributes: bytes in use, the number of allocations so far, and the most bytes that may be in use."""
+    """Attributes: bytes in use, the number of allocations and the bytes uploaded so far, and the most bytes that may be in use."""
 
     def __init__(self, limit: int = 1 << 40) -> None:
-        self.used, self.allocations, self.limit = 0, 0, limit
+        self.used, self.allocations, self.uploaded, self.limit = 0, 0, 0, limit
         self.driver = SimpleNamespace(copy=lambda target, source, size, stream: ctypes.memmove(target, source, size))
 
     def buffer(self, size: int) -> HostBuffer:

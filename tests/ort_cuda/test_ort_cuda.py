@@ -95,6 +95,15 @@ def test_a_second_picture_allocates_nothing(doubled: Pipeline, device: HostDevic
     assert device.allocations == before
 
 
+def test_a_second_picture_uploads_its_prompt_and_no_constants(doubled: Pipeline, device: HostDevice) -> None:
+    """Keys and values of the unconditional context, which are the same for every picture, are the most that could go up."""
+    loop, conditioning = doubled.loop, doubled.encode_text(["a tree"])
+    loop.transformer.begin(conditioning)
+    before = device.uploaded
+    loop.transformer.begin(conditioning)
+    assert device.uploaded - before < 64 << 10
+
+
 def test_two_streams_at_once_are_kept_apart(cpu: Pipeline, doubled: Pipeline) -> None:
     *_, last = zip(doubled.stream("a tree", seed=1), doubled.stream("a boat", seed=1), strict=True)
     assert all(np.array_equal(step.preview(), cpu.generate(p, seed=1)) for step, p in zip(last, ("a tree", "a boat"), strict=True))
