@@ -6,7 +6,9 @@ All work is on one stream, in whose order a block may be used again as soon as i
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import suppress
+from weakref import WeakMethod
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +25,7 @@ class DeviceMemory:
     def __init__(self, device: Device, stream: Stream) -> None:
         self.device, self.stream = device, stream
         self._idle: dict[int, list[DeviceBuffer]] = {}
+        self._keepers: list[WeakMethod[Callable[[], None]]] = []
 
     def empty(self, shape: Shape, dtype: npt.DTypeLike) -> DeviceTensor:
         """GpuMemoryError if nothing is left even after the idle blocks were freed."""
@@ -66,8 +69,16 @@ class DeviceMemory:
     def wait(self) -> None:
         self.stream.synchronize()
 
+    def may_keep(self, drop: Callable[[], None]) -> bool:
+        """Always: blocks that are idle are kept too."""
+        self._keepers.append(WeakMethod(drop))
+        return True
+
     def trim(self) -> bool:
-        """Free the idle blocks; says whether there were any."""
+        """Free the idle blocks and what is kept for later; says whether there was any."""
+        for keeper in self._keepers:
+            if drop := keeper():
+                drop()
         blocks = [block for idle in self._idle.values() for block in idle]
         self._idle.clear()
         if blocks:

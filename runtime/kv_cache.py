@@ -75,8 +75,7 @@ class KVCaches:
     """Caches for one run after the other. One that a run has given back serves the next run of as many images, so that the
     unconditional context is written once and not for every picture.
 
-    The last one is kept where memory that is free stays with the process anyway, on a GPU. In the host's memory none is: it is
-    gigabytes of a large model, which other programs can use between two pictures.
+    The last one is kept, on a GPU until its memory is needed; on the host none is: see `Memory.may_keep`.
 
     Args: as of `KVCache`.
     """
@@ -86,6 +85,7 @@ class KVCaches:
     ) -> None:
         self._spec, self._dtype, self._unconditional, self._memory = spec, dtype, (unconditional_k, unconditional_v), memory
         self._idle: KVCache | None = None
+        self._keeps = memory.may_keep(self.drop)
 
     def take(self, batch: int) -> KVCache:
         """A cache for so many images, with nothing but the unconditional context in it."""
@@ -98,5 +98,9 @@ class KVCaches:
 
     def give_back(self, cache: KVCache) -> None:
         """Of a run that is over."""
-        if self._memory is not HOST:
+        if self._keeps:
             self._idle = cache
+
+    def drop(self) -> None:
+        """Free what is kept. Idempotent."""
+        self._idle = None

@@ -6,6 +6,7 @@ The scale loop and its parts allocate from a `Memory` and are the same code for 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -73,6 +74,10 @@ class Memory(Protocol):
     def wait(self) -> None:
         """Until all work begun on the tensors is done."""
 
+    def may_keep(self, drop: Callable[[], None]) -> bool:
+        """Whether tensors may be kept for later that nobody uses. If so `drop`, a method of who keeps them, is called when the
+        memory is needed; if not, what is free is better given back to the system, which other programs share."""
+
 
 class HostMemory:
     """Tensors are arrays."""
@@ -94,6 +99,9 @@ class HostMemory:
 
     def wait(self) -> None:
         return  # nothing of the host's is done later
+
+    def may_keep(self, drop: Callable[[], None]) -> bool:
+        return False
 
 
 HOST = HostMemory()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import weakref
 
 import numpy as np
 import pytest
 from host_device import HostDevice, host_memory
 
+from hart_edge.runtime.device_memory import DeviceMemory
 from hart_edge.runtime.engine import DeviceTensor
 from hart_edge.runtime.errors import GpuMemoryError
 from hart_edge.runtime.memory import HOST
@@ -113,3 +115,39 @@ def test_idle_blocks_make_room_before_memory_is_short() -> None:
     with pytest.raises(GpuMemoryError):
         memory.empty((901,), "uint8")
     assert (device.used, memory.trim()) == (100, False)
+
+
+class Keeper:
+    """Keeps one tensor for later."""
+
+    def __init__(self, memory: DeviceMemory) -> None:
+        self.kept: DeviceTensor | None = memory.empty((100,), "uint8") if memory.may_keep(self.drop) else None
+
+    def drop(self) -> None:
+        self.kept = None
+
+
+def test_what_is_kept_for_later_is_freed_when_memory_is_needed() -> None:
+    device = HostDevice(limit=250)
+    memory = host_memory(device)
+    keeper = Keeper(memory)
+    assert keeper.kept is not None
+    other = memory.empty((200,), "uint8")  # does not fit beside it
+    assert (keeper.kept, device.used, other.nbytes) == (None, 200, 200)
+    with pytest.raises(GpuMemoryError):
+        memory.empty((100,), "uint8")
+
+
+def test_memory_keeps_nobody_alive() -> None:
+    device = HostDevice()
+    memory = host_memory(device)
+    keeper = Keeper(memory)
+    gone = weakref.ref(keeper)
+    del keeper
+    assert gone() is None
+    assert memory.trim()
+    assert device.used == 0
+
+
+def test_host_memory_keeps_nothing() -> None:
+    assert not HOST.may_keep(lambda: None)
