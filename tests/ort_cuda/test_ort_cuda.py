@@ -95,13 +95,19 @@ def test_a_second_picture_allocates_nothing(doubled: Pipeline, device: HostDevic
     assert device.allocations == before
 
 
-def test_a_second_picture_uploads_its_prompt_and_no_constants(doubled: Pipeline, device: HostDevice) -> None:
-    """Keys and values of the unconditional context, which are the same for every picture, are the most that could go up."""
-    loop, conditioning = doubled.loop, doubled.encode_text(["a tree"])
-    loop.transformer.begin(conditioning)
+def test_another_picture_begins_without_an_upload(doubled: Pipeline, device: HostDevice) -> None:
+    """Its prompt is on the device, and the unconditional context's keys and values are there from the picture before, unchanged."""
+    doubled.generate("a tree", seed=1)
+    transformer, conditioning, tokens = doubled.loop.transformer, doubled.encode_text(["a tree"]), doubled.spec.context_tokens
     before = device.uploaded
-    loop.transformer.begin(conditioning)
-    assert device.uploaded - before < 64 << 10
+    run, _ = transformer.begin(conditioning)
+    assert device.uploaded == before
+    transformer.caches.drop()  # there is none: the run has it
+    fresh = transformer.caches.take(1)
+    assert device.uploaded > before
+    for name, kept in run.cache.bindings(2)[0].items():
+        got, want = (doubled.memory.download(tensor)[1, :, :tokens] for tensor in (kept, fresh.bindings(2)[0][name]))
+        np.testing.assert_array_equal(got, want)
 
 
 def test_two_streams_at_once_are_kept_apart(cpu: Pipeline, doubled: Pipeline) -> None:
