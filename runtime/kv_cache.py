@@ -77,7 +77,7 @@ class KVCaches:
 
     The last one is kept, on a GPU until its memory is needed; on the host none is: see `Memory.may_keep`.
 
-    Args: as of `KVCache`.
+    Args: as of `KVCache`, without the batch.
     """
 
     def __init__(

@@ -39,8 +39,9 @@ class AttentionShape:
 class Attention:
     """`y = softmax(scale · q · kᵀ) · v` for one shape; built at load, run for every layer.
 
-    In float16 `flash_attention` where the GPU and the heads are what it is made for: with hundreds of queries it is faster than
-    cuDNN there, with few as fast. Elsewhere cuDNN. What cuDNN does not serve, float32 among it, the plain kernel does.
+    In float16 `flash_attention` where the GPU and the heads are what it is made for: with 700 queries or more it is faster than cuDNN
+    there, with fewer about as fast (docs/measurements.md). Elsewhere cuDNN. What cuDNN does not serve, float32 among it, the plain
+    kernel does.
 
     Attributes:
         flash: whether Hopper's kernel runs.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -108,6 +109,22 @@ def test_another_picture_begins_without_an_upload(doubled: Pipeline, device: Hos
     for name, kept in run.cache.bindings(2)[0].items():
         got, want = (doubled.memory.download(tensor)[1, :, :tokens] for tensor in (kept, fresh.bindings(2)[0][name]))
         np.testing.assert_array_equal(got, want)
+
+
+def test_what_a_picture_leaves_in_the_cache_does_not_reach_the_next(cpu: Pipeline, doubled: Pipeline) -> None:
+    """NaN wherever engines write: they read no position that this picture has not written."""
+    tokens = doubled.spec.context_tokens
+    run, _ = doubled.loop.transformer.begin(doubled.encode_text(["a tree"]))
+    for tensor in run.cache.bindings(2)[0].values():
+        content = doubled.memory.download(tensor)
+        content[:1] = content[:, :, tokens:] = np.nan
+        doubled.memory.write(tensor, content)
+    cache = weakref.ref(run.cache)
+    del run, tensor
+    kept = cache()
+    assert kept is not None and doubled.loop.transformer.caches.take(1) is kept
+    doubled.loop.transformer.caches.give_back(kept)
+    assert np.array_equal(doubled.generate("a tree", seed=1), cpu.generate("a tree", seed=1))
 
 
 def test_two_streams_at_once_are_kept_apart(cpu: Pipeline, doubled: Pipeline) -> None:
