@@ -12,6 +12,7 @@ from .context import FusedContext
 from .engines import open_fused
 from .loop import FusedLoop
 from .model import FusedModel
+from .stages import foresee
 
 
 class FusedBackend:
@@ -61,5 +62,5 @@ class FusedBackend:
         if self._model is None or self._model.bundle.root != folder:
             if self._model is not None:
                 raise ValueError(f"this backend holds {self._model.bundle.root}; open another one for {folder}")
-            self._model = FusedModel(self._context, Bundle(folder, check_files=False), self._low_vram)
+            self._model = FusedModel(self._context, Bundle(folder, check_files=False), self._low_vram, foresee)
         return self._model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -106,6 +107,7 @@ class FusedModel:
 
     Args:
         low_vram: load each part when it is needed, to be freed when its phase ends; otherwise everything now, to stay.
+        meanwhile: called with the model while everything is copied to the GPU: it may use the weights' addresses, not what they hold.
 
     Attributes:
         text, generator, decoder: the parts on the device.
@@ -114,7 +116,9 @@ class FusedModel:
     Raises GpuMemoryError when the weights do not fit, EngineError for FP8 on a device without it.
     """
 
-    def __init__(self, context: FusedContext, bundle: Bundle, low_vram: bool = False) -> None:
+    def __init__(
+        self, context: FusedContext, bundle: Bundle, low_vram: bool = False, meanwhile: Callable[[FusedModel], None] = lambda model: None
+    ) -> None:
         self.context, self.bundle, self.low_vram = context, bundle, low_vram
         self.plan, self.facts = ModelPlan(bundle), GraphFacts.of(bundle)
         self.spec, self.dtype = self.plan.spec, self.plan.dtype
@@ -124,14 +128,15 @@ class FusedModel:
         self.generator, self.decoder = Part(self.plan.generator, context), Part(self.plan.decoder, context)
         self.attentions, self.convolutions = Attentions(context), Convolutions(context)
         if not low_vram:
-            self._load()
+            self._load(meanwhile)
 
-    def _load(self) -> None:
+    def _load(self, meanwhile: Callable[[FusedModel], None]) -> None:
         parts = [part for part in (self.text, self.generator, self.decoder) if part is not None]
         try:
             with Uploader(self.context.device) as uploader:
                 for part in parts:
                     part.begin(uploader)
+                meanwhile(self)
         except BaseException:
             self.close()
             raise

@@ -35,8 +35,13 @@ class _Stage(ABC):
             self._workspace = Workspace(self.context.device, self.context.stream, self._plan(batch), self._name)
             program = Program(self.context)
             self._fill(self._workspace, batch, program)
+            self._begin()
             self._program, self._batch = program, batch
         return self._program
+
+    def foresee(self, batch: int) -> None:
+        """Plan what the libraries compute for that batch, by putting the work together once for nobody; nothing is allocated or run."""
+        self._fill(self._plan(batch), batch, Program(self.context))
 
     _name: str
 
@@ -51,6 +56,10 @@ class _Stage(ABC):
     @abstractmethod
     def _fill(self, memory: Memory, batch: int, program: Program) -> None:
         """Put the work together."""
+
+    @abstractmethod
+    def _begin(self) -> None:
+        """Put into the buffers what they must hold before the first run."""
 
     @abstractmethod
     def close(self) -> None:
@@ -95,8 +104,10 @@ class TextStage(_Stage):
     def _fill(self, memory: Memory, batch: int, program: Program) -> None:
         weights = self._part.get()
         self._buffers = TextBuffers.plan(memory, weights, batch)
-        put_system(self.context, weights, self._buffers)
         add_text(program, self.context, weights, self._buffers, self.model.facts.text_eps)
+
+    def _begin(self) -> None:
+        put_system(self.context, self._part.get(), self._buffers)
 
 
 @dataclass(frozen=True)
@@ -155,6 +166,19 @@ class DecoderStage(_Stage):
         program.kernels(transpose.launch(buffers.f_hat, buffers.cells))
         self._decoder.add_to(program, buffers.cells)
         self._decoder.add_pixels(program, buffers.image)
+
+    def _begin(self) -> None:
+        """Nothing: a run writes what it reads."""
+
+
+def foresee(model: FusedModel) -> None:
+    """Plan the text encoder's products and the decoder's convolutions for one picture, which the first one then need not wait for.
+
+    Call it once all parts have begun: the weights themselves may still be on their way to the GPU.
+    """
+    if model.text is not None:
+        TextStage(model).foresee(1)
+    DecoderStage(model).foresee(1)
 
 
 def plan_text(weights: TextWeights, batch: int) -> Plan:
