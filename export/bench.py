@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from hart_edge.runtime.bench import Contender, Job, Loader, measure
+from hart_edge.runtime.bench import Contender, Job, Loader, measure, nothing_to_wait_for
 from hart_edge.runtime.bundle import Bundle
 from hart_edge.runtime.errors import CheckpointError, InputError
 from hart_edge.runtime.noise import Noise, PhiloxNoise
@@ -80,9 +80,8 @@ class Place:
         module.to(self.device)
 
     def wait(self) -> None:
-        """Until the device has done all work."""
-        if self.device == "cuda":
-            torch.cuda.synchronize()
+        """Until the GPU has done all work."""
+        torch.cuda.synchronize()
 
 
 def load_reference(source: Source, place: Place, compiled: bool, job: Job) -> Contender:
@@ -104,7 +103,8 @@ def load_reference(source: Source, place: Place, compiled: bool, job: Job) -> Co
 
     sizes = TextSizes.of(text.model.config, len(text.system_ids))
     flops = stage_flops(Work(model.transformer.config, model.vae.config, sizes, job.options, len(job.prompts)))
-    return Contender(once, len(job.prompts), tokens, place.name, place.wait, device_memory, flops)
+    wait = nothing_to_wait_for if kept is None else place.wait
+    return Contender(once, len(job.prompts), tokens, place.name, wait, device_memory, flops)
 
 
 def put_reference(model: HartReference, text: TextConditioner, place: Place) -> None:

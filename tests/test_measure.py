@@ -93,6 +93,26 @@ def test_a_stage_lasts_until_the_work_that_it_began_is_done() -> None:
     assert 0.02 <= times.seconds["decoder"] < 1
 
 
+def test_on_a_device_the_whole_run_is_one_without_waiting_for_stages() -> None:
+    log: Log = []
+
+    def once(times: StageTimes) -> None:
+        log.append("run")
+        with times("decoder"):
+            pass
+
+    def wait() -> None:
+        log.append("wait")
+        time.sleep(0.05)
+
+    run = bench._run(Contender(once, 1, 1, "card", wait))
+    assert log == ["run", "run", "wait"]
+    assert run.seconds < 0.05 <= run.stages["decoder"]
+    log.clear()
+    bench._run(Contender(once, 1, 1, "cpu"))
+    assert log == ["run"]
+
+
 class Connection:
     """One end of a pipe: answers with requests, keeps what is sent."""
 

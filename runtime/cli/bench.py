@@ -42,7 +42,7 @@ def bench(
 ) -> None:
     """Measure a bundle with its own sampling settings: median seconds per stage, pictures per second, peak memory.
 
-    Contenders take turns, each in its own process.
+    Contenders take turns, each in its own process. On a GPU the stages are timed in runs of their own, which wait for the end of each.
     """
     batches = parse_batches(batch)
     if runs < 1:
