@@ -271,6 +271,7 @@ def _run(contender: Contender) -> Run:
 def _seconds(contender: Contender, times: StageTimes) -> float:
     start = time.perf_counter()
     contender.once(times)
+    contender.wait()  # or what is left of this run would be timed with the next one
     return time.perf_counter() - start
 
 
