@@ -94,27 +94,31 @@ def test_a_stage_lasts_until_the_work_that_it_began_is_done() -> None:
 
 
 class Queue:
-    """A device: work takes 0.05 s, and is put there at once."""
+    """A device with a clock: work takes a second, is put there at once, and passes when it is waited for."""
 
     def __init__(self) -> None:
-        self.left, self.waits = 0.0, 0
+        self.now = self.left = 0.0
 
     def once(self, times: StageTimes) -> None:
         for stage in ("transformer", "decoder"):
             with times(stage):
-                self.left += 0.05
+                self.left += 1
 
     def wait(self) -> None:
-        time.sleep(self.left)
-        self.left, self.waits = 0.0, self.waits + 1
+        self.now, self.left = self.now + self.left, 0.0
 
 
-def test_on_a_device_the_whole_run_is_one_in_which_only_its_end_is_waited_for() -> None:
-    queue = Queue()
-    run = bench._run(Contender(queue.once, 1, 1, "card", queue.wait))
-    assert queue.waits == 1 + (2 + 1), "the end of the whole run; then the end of every stage, and of that run"
-    assert run.seconds >= 0.1
-    assert all(0.05 <= seconds < 0.1 for seconds in run.stages.values()), "no stage is charged with the run before"
+def test_on_a_device_the_whole_run_is_one_in_which_only_its_end_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    queue, ends = Queue(), []
+    monkeypatch.setattr(time, "perf_counter", lambda: queue.now)
+
+    def wait() -> None:
+        ends.append(queue.left)
+        queue.wait()
+
+    run = bench._run(Contender(queue.once, 1, 1, "card", wait))
+    assert ends == [2, 1, 1, 0], "the whole run's end; then the end of every stage, and of that run"
+    assert (run.seconds, run.stages) == (2, {"transformer": 1, "decoder": 1})
 
 
 def test_where_nothing_is_waited_for_one_run_gives_both() -> None:
