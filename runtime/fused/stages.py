@@ -40,7 +40,8 @@ class _Stage(ABC):
         return self._program
 
     def foresee(self, batch: int) -> None:
-        """Plan what the libraries compute for that batch, by putting the work together once for nobody; nothing is allocated or run."""
+        """Plan what the libraries compute for that batch, by putting the work together once for nobody: nothing runs, and no memory is
+        taken but what cuDNN's plans need as scratch."""
         self._fill(self._plan(batch), batch, Program(self.context))
 
     _name: str

@@ -1,4 +1,4 @@
-"""The libraries' plans for one picture's text encoder and decoder are made while the weights are copied, and take no memory."""
+"""The libraries' plans for one picture's text encoder and decoder are made while the weights are copied, without their buffers."""
 
 from __future__ import annotations
 
